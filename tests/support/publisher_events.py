@@ -1,4 +1,4 @@
-"""Environments to publish, plain and hostile."""
+"""Environments and events to publish, with plain and with hostile values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pytest_ephemeral.publishers.events import EnvironmentEvent
 
 URL = "http://127.4.9.3:8080/"
 
-#: Everything that means something to some CI, shell or markup.
+#: A URL with the special characters of all CI servers, shells and markup languages.
 HOSTILE = "http://x/?a=%0A&b='\"`$(id)`\\|[y](z);,:!<b>*_~\r\n::error::no\n##vso[x]é\U0001f600"
 
 

@@ -1,4 +1,4 @@
-"""GitHub's Deployments and GitLab's Environments as their documentation has them, over HTTP."""
+"""GitHub's Deployments API and GitLab's Environments API over HTTP, as documented."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from urllib.parse import parse_qs, urlsplit
 
 from support import web
 
-#: Status, headers, body.
+#: A response: status, headers and body.
 Answer = tuple[int, dict[str, str], Any]
 
 
 class Service:
-    """A server on this machine.
+    """A simulated service on this machine.
 
     Attributes:
-        url: Where it is.
+        url: The server's base URL.
         asked: Every request: method, path, body.
-        headers: Of the last request.
-        faults: Answers given instead of the right ones, in turn. ``LOST`` carries a request out
-            and never answers; None lets one pass.
+        headers: The headers of the last request, with names in lower case.
+        faults: Responses to send in turn instead of the normal ones. ``LOST`` executes the request
+            and sends no response; None sends the normal response.
     """
 
     LOST: Answer = (0, {}, None)
@@ -65,13 +65,13 @@ class Service:
 
     @contextmanager
     def running(self) -> Iterator[Service]:
-        """Serve meanwhile."""
+        """Serve requests inside the ``with`` block."""
         with web.serving(self._server):
             yield self
 
 
 class GitHub(Service):
-    """The Deployments API of one repository; the only token it takes is ``secret``."""
+    """The Deployments API of one repository; it accepts only the token ``secret``."""
 
     PATH = "/repos/anna/shop/deployments"
 
@@ -80,7 +80,7 @@ class GitHub(Service):
         self.deployments: list[dict[str, Any]] = []
 
     def states(self) -> list[list[str]]:
-        """The states that each deployment went through."""
+        """The states of each deployment, in order."""
         return [[status["state"] for status in one["statuses"]] for one in self.deployments]
 
     def _respond(self, method: str, path: str, query: dict[str, str], body: Any) -> Answer:
@@ -107,7 +107,7 @@ class GitHub(Service):
 
 
 class GitLab(Service):
-    """The Environments API of one project; it takes ``secret`` as either kind of token."""
+    """The Environments API of one project; it accepts ``secret`` as a private or job token."""
 
     PATH = "/api/v4/projects/42/environments"
 

@@ -12,13 +12,13 @@ __all__ = ["here"]
 
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A private key and its public one, in files."""
+    """The files of a private key and its public key."""
     return make_keys(tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder in which commands run, on a machine of its own."""
+    """An empty current folder, with its own state folder and prefix root."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(tmp_path / "prefixes"))
     folder = tmp_path / "here"

@@ -1,4 +1,4 @@
-"""Filenames, and the directory repository; what every repository promises: tests/stores."""
+"""Names of artifacts, and the folder repository; tests/stores tests all repositories."""
 
 import errno
 from pathlib import Path
@@ -39,12 +39,12 @@ def built(folder: Path, name: str = WHEEL, content: bytes = b"wheel") -> Path:
     ],
 )
 def test_name_and_version_come_from_the_filename(filename, said):
-    """Wheels, sdists, and anything else by its stem and digest."""
+    """Other files than wheels and sdists get their stem and their digest."""
     assert name_and_version(Path(filename), "sha256:0123456789abcdef") == said
 
 
 def test_fetch_refuses_a_changed_artifact(repository, tmp_path, monkeypatch):
-    """Naming the artifact, the file, and both digests; a checked copy is not affected."""
+    """A verified local copy is still used; without it, the error names the artifact."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
     artifact = repository.push(built(tmp_path))
     copy = repository.fetch(artifact)
@@ -61,14 +61,14 @@ def test_fetch_refuses_a_changed_artifact(repository, tmp_path, monkeypatch):
 
 
 def test_an_unwritable_state_folder_is_reported(repository, tmp_path, monkeypatch):
-    """Not the artifact, which can be read."""
+    """The artifact is not blamed, because it can be read."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", "/proc/nowhere")
     with pytest.raises(ConfigurationError, match="state folder /proc/nowhere can't be written"):
         repository.fetch(repository.push(built(tmp_path)))
 
 
 def test_a_full_disk_error_mentions_tmpdir(repository, tmp_path, monkeypatch):
-    """It holds a copy of the artifact while that is stored; what helps is said."""
+    """An upload needs a temporary copy, and TMPDIR can move it to another disk."""
 
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -79,7 +79,7 @@ def test_a_full_disk_error_mentions_tmpdir(repository, tmp_path, monkeypatch):
 
 
 def test_a_broken_entry_is_reported_by_file(repository, tmp_path):
-    """And what to do about it."""
+    """The error names the entry's file."""
     repository.push(built(tmp_path))
     entry = tmp_path / "repository/entries/shop/1.4.2.json"
     entry.write_text("{")
@@ -88,7 +88,7 @@ def test_a_broken_entry_is_reported_by_file(repository, tmp_path):
 
 
 def test_unsupported_repository_urls_are_refused(tmp_path):
-    """A configuration error, naming what can be one; a relative folder is under the root."""
+    """The error lists the supported forms; a relative folder is under the root."""
     assert open_repository("artifacts", tmp_path).url == str(tmp_path / "artifacts")
     with pytest.raises(ConfigurationError, match=r"ftp://x.*s3://bucket/prefix.*https://"):
         open_repository("ftp://x", tmp_path)

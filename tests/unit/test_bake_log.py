@@ -1,4 +1,4 @@
-"""The log of a bake: all that is printed, and as much of it to people as they can read."""
+"""The log of a bake: complete in the file, shortened on the console."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def job(folder: Path, shown: list[str]) -> BakeJob:
 
 
 def test_partial_writes_form_whole_lines(tmp_path: Path) -> None:
-    """Wherever it is cut; the last line needs no end."""
+    """Output may be split anywhere, and the last line may lack a line end."""
     shown: list[str] = []
     with BakeLog(job(tmp_path, shown)) as log:
         for piece in ("on", "e\ntw", "o", "\n\nth", "ree"):
@@ -34,7 +34,7 @@ def test_partial_writes_form_whole_lines(tmp_path: Path) -> None:
 
 
 def test_a_huge_line_is_logged_fully_and_shown_shortened(tmp_path: Path) -> None:
-    """It takes no more time for its length than other output, and only the log has all of it."""
+    """A line's length does not slow down the log."""
     shown: list[str] = []
     begun = time.process_time()
     with BakeLog(job(tmp_path, shown)) as log:
@@ -53,7 +53,7 @@ HERE = "FROM x\nRUN <<EOF\necho hello\nEOF\n"
 
 
 def test_build_errors_come_with_advice(tmp_path: Path) -> None:
-    """A misspelled instruction is no here-document, and what BuildKit lacks can be given."""
+    """Each error has its own advice; a misspelled instruction gets none on here-documents."""
     log = BakeLog(job(tmp_path, []))
 
     def advice(said: str, dockerfile: str = "FROM x\n") -> str:

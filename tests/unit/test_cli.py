@@ -1,4 +1,4 @@
-"""The command line's grammar: what it understands, what it says when it does not."""
+"""The command line's grammar, and its messages for usage errors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def here(workplace: Path) -> Path:
 def test_usage_errors_exit_with_2_and_explain_the_mistake(
     line: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit status 2, nothing on stdout, and the usage of the very verb."""
+    """stdout stays empty, and stderr has the usage."""
     assert cli.main(line.split()) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -76,7 +76,7 @@ def test_usage_errors_exit_with_2_and_explain_the_mistake(
 def test_errors_are_printed_as_text_and_as_json(
     line: str, status: int, kind: str, said: str, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What happened, with its own exit status; stdout has nothing, or one object."""
+    """Each error has its own exit status; stdout is empty, or one JSON object."""
     assert cli.main(line.split()) == status
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -102,7 +102,7 @@ def test_errors_are_printed_as_text_and_as_json(
 def test_global_options_may_stand_before_or_after_the_command(
     line: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the verb or after it, it means the same."""
+    """Both positions mean the same."""
     monkeypatch.chdir("/")
     assert cli.main(line.format(here / "ephemeral.toml").split()) == 0
     assert json.loads(capsys.readouterr().out) == {"version": 1, "environments": [], "broken": []}
@@ -112,8 +112,8 @@ def test_global_options_may_stand_before_or_after_the_command(
 def test_empty_lists_are_no_errors(
     line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Said to whoever watches; a program that reads stdout reads nothing."""
-    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")  # where others' containers may be overdue
+    """A message goes to stderr, so a program that reads stdout gets nothing."""
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")  # skips expired containers of others
     assert cli.main(line.split()) == 0
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -125,7 +125,7 @@ def test_empty_lists_are_no_errors(
 def test_missing_configuration_error_suggests_init(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever has none yet is told how to get one."""
+    """A new user learns how to create a configuration."""
     (tmp_path / "here" / "ephemeral.toml").unlink()
     assert cli.main(["list"]) == 2
     assert "pytest-ephemeral init" in capsys.readouterr().err
@@ -135,7 +135,7 @@ def test_missing_configuration_error_suggests_init(
 def test_help_works_even_with_a_broken_configuration(
     verb: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Who made a mistake has to be able to look things up."""
+    """A user who made a mistake in the file needs the help."""
     (here / "ephemeral.toml").write_text("= broken")
     assert cli.main(verb.split()) == 0
     assert capsys.readouterr().out.startswith("usage: pytest-ephemeral")
@@ -144,7 +144,7 @@ def test_help_works_even_with_a_broken_configuration(
 def test_an_unexpected_error_is_reported_as_a_bug(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line and whom to tell; the traceback for who asks for it."""
+    """The message is short; ``--traceback`` shows the traceback."""
 
     def broken(*_: object) -> None:
         raise ZeroDivisionError("division by zero")
@@ -162,7 +162,7 @@ def test_an_unexpected_error_is_reported_as_a_bug(
 def test_reap_without_boto3_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An account can't be searched then: an error in one line, and not a bug of ours."""
+    """The account can't be searched: that is a short error, not a bug of ours."""
     for name in ("boto3", "botocore", "botocore.exceptions"):
         monkeypatch.setitem(sys.modules, name, None)
     assert cli.main(["reap", "--account", "123456789012"]) == 6
@@ -174,7 +174,7 @@ def test_reap_without_boto3_names_the_extra(
 def test_ctrl_c_exits_with_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As every program in a shell."""
+    """This is the convention of shells."""
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -185,7 +185,7 @@ def test_ctrl_c_exits_with_130(
 
 
 def test_a_closed_stdout_prints_no_traceback(here: Path) -> None:
-    """`pytest-ephemeral schema | head -1` prints no traceback."""
+    """``pytest-ephemeral schema | head -1`` closes the pipe early."""
     read, write = os.pipe()
     os.close(read)
     program = "import sys; from pytest_ephemeral.cli import main; sys.exit(main(['schema']))"
@@ -202,7 +202,7 @@ def test_a_closed_stdout_prints_no_traceback(here: Path) -> None:
 
 
 def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    """For editors: `pytest-ephemeral schema > ephemeral.schema.json`."""
+    """Editors use it: ``pytest-ephemeral schema > ephemeral.schema.json``."""
     assert cli.main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out)["title"] == "pytest-ephemeral"
 
@@ -226,7 +226,7 @@ class Terminal(io.StringIO):
 def test_colours_are_decided_for_each_stream(
     variables: dict[str, str], terminal: bool, pipe: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By who reads it, unless NO_COLOR or FORCE_COLOR decides; NO_COLOR has the last word."""
+    """A terminal gets colours; FORCE_COLOR overrides that, and NO_COLOR overrides both."""
     for name in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
@@ -237,7 +237,7 @@ def test_colours_are_decided_for_each_stream(
 
 
 def test_a_table_in_a_pipe_has_one_line_for_each_row(capsys: pytest.CaptureFixture[str]) -> None:
-    """However long a cell is, and whatever brackets are in it."""
+    """Long cells are not wrapped, and brackets are not interpreted as markup."""
     output.Printer(as_json=False).table(("A", "B"), [("x" * 300, "[bold]y[/]")])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
@@ -267,12 +267,12 @@ def test_tables_wrap_to_the_terminal_width(monkeypatch: pytest.MonkeyPatch) -> N
     [(0, "0s"), (59.9, "59s"), (61, "1m 1s"), (7199, "1h 59m"), (90000, "1d 1h"), (-5, "0s")],
 )
 def test_durations_show_their_two_largest_units(seconds: float, expected: str) -> None:
-    """Nobody needs the seconds of a day."""
+    """The seconds of a duration of days are not useful."""
     assert output.span(seconds) == expected
 
 
 def test_doctor_reports_project_and_providers(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every provider's needs, those of the project first."""
+    """The project's checks come first, then those of every provider."""
     status = cli.main(["doctor"])
     said = capsys.readouterr().out
     assert status == 0, said
@@ -283,7 +283,7 @@ def test_doctor_reports_project_and_providers(capsys: pytest.CaptureFixture[str]
 def test_doctor_fails_for_an_unreadable_configuration(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It goes on to the providers all the same: they may be why."""
+    """The providers are still checked."""
     (here / "ephemeral.toml").write_text("= broken")
     assert cli.main(["doctor", "--json"]) == 1
     checks = json.loads(capsys.readouterr().out)["checks"]

@@ -1,4 +1,4 @@
-"""The verbs on real environments of this machine: up, kept, looked at, taken down."""
+"""The commands on real local environments: up, list, show, run, logs, extend, down, reap."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ port = 8080
 
 @pytest.fixture(autouse=True)
 def here(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with what ``init`` writes; all is taken down after."""
-    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")  # others' containers may be overdue there
+    """An empty folder; all environments are destroyed afterwards."""
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")  # skips expired containers of others
     yield workplace
     if (workplace / "ephemeral.toml").exists():
         assert cli.main(["down", "--all"]) == 0
@@ -45,7 +45,7 @@ def here(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Run a line that has to succeed; gives its JSON."""
+    """Run a command that must succeed, and return its JSON."""
 
     def run(*words: str) -> Any:
         capsys.readouterr()
@@ -59,7 +59,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
 
 @pytest.fixture
 def hello(here: Path, run: Callable[..., Any]) -> Path:
-    """The example that ``init`` writes, and a template that never answers."""
+    """The example that ``init`` writes, and a template that never becomes ready."""
     run("init")
     file = here / "ephemeral.toml"
     file.write_text(file.read_text() + SLOW)
@@ -69,7 +69,7 @@ def hello(here: Path, run: Callable[..., Any]) -> Path:
 def test_the_generated_configuration_bakes_and_launches(
     hello: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """stdout is the URL and nothing else, so that a shell script can use it."""
+    """stdout is only the URL, so a shell script can use it."""
     assert cli.main(["bake", "hello"]) == 0
     assert capsys.readouterr().out.startswith("hello sha256:")
     assert cli.main(["up"]) == 0
@@ -86,7 +86,7 @@ def test_the_generated_configuration_bakes_and_launches(
 def test_the_generated_console_script_template_launches(
     here: Path, run: Callable[..., Any]
 ) -> None:
-    """A real wheel, installed by pip into a virtual environment that is the image."""
+    """pip installs a real wheel into a virtual environment in the image."""
     (here / "pyproject.toml").write_text(
         '[project]\nname = "shop"\nversion = "1"\nscripts = { shop = "shop:main" }\n'
     )
@@ -102,7 +102,7 @@ def test_the_generated_console_script_template_launches(
     run("init")
     written = (here / "ephemeral.toml").read_text()
     kept = [line for line in written.splitlines() if not line.startswith(("build", "sources"))]
-    (here / "ephemeral.toml").write_text("\n".join(kept))  # the wheel is here already
+    (here / "ephemeral.toml").write_text("\n".join(kept))  # the wheel is built already
     environment = run("up", "staging")["environment"]
     assert environment["image"]["name"] == "shop"
     assert web.get(environment["url"]) == "open"
@@ -124,7 +124,7 @@ def main():
 
 
 def test_an_environment_is_found_by_unique_id_prefix(hello: Path, run: Callable[..., Any]) -> None:
-    """As long as it is the only one that begins so."""
+    """A prefix of several ids is an error."""
     first = run("up")["environment"]["id"]
     shown = run("show", "stag")
     assert shown["environment"]["id"] == first
@@ -143,7 +143,7 @@ def test_an_environment_is_found_by_unique_id_prefix(hello: Path, run: Callable[
 def test_run_passes_on_output_and_exit_status(
     hello: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its two streams on ours; what a signal ended as a shell would say it."""
+    """Both streams are passed on; a signal gives the same exit status as in a shell."""
     id = run("up")["environment"]["id"]
     capsys.readouterr()
     shell = ["run", id, "--", "sh", "-c"]
@@ -159,7 +159,7 @@ def test_run_passes_on_output_and_exit_status(
 def test_logs_are_printed_and_followed_to_the_end(
     hello: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was there and what comes, each line once; it ends when the environment does."""
+    """Each line appears once, and following ends when the environment is destroyed."""
     environment = run("up")["environment"]
     web.get(environment["url"] + "?before")
     assert cli.main(["logs", environment["id"], "--tail", "1"]) == 0
@@ -181,7 +181,7 @@ def test_logs_are_printed_and_followed_to_the_end(
 
 
 def test_extend_moves_the_expiry(hello: Path, run: Callable[..., Any]) -> None:
-    """By so much from where it was, on record and in the guard."""
+    """The duration is added to the current expiry, and the record has the new one."""
     before = run("up", "--ttl", "2m")["environment"]
     after = run("extend", before["id"], "1h")["environment"]
     minutes = [
@@ -193,7 +193,7 @@ def test_extend_moves_the_expiry(hello: Path, run: Callable[..., Any]) -> None:
 
 
 def test_an_expired_environment_is_reaped(hello: Path, run: Callable[..., Any]) -> None:
-    """Its own clock ends it; at the latest, reap forgets it."""
+    """Its guard ends it at its expiry, and reap removes the record at the latest."""
     run("bake")
     id = run("up", "--ttl", "3s")["environment"]["id"]
     until(lambda: all(one["condition"] != "kept" for one in run("list")["environments"]))
@@ -208,7 +208,7 @@ def test_an_environment_that_can_not_be_destroyed_is_named(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of several, and whatever the platform's own words are."""
+    """Each of several errors has the environment's id before the provider's message."""
     ids = sorted(run("up")["environment"]["id"] for _ in range(2))
 
     def refuse(*_: object) -> None:
@@ -225,7 +225,7 @@ def test_an_environment_that_can_not_be_destroyed_is_named(
 def test_a_readiness_timeout_leaves_no_record(
     hello: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit status 5, the last it printed, and no record."""
+    """The exit status is 5, and stderr names the environment."""
     hello.write_text(hello.read_text() + 'ready = { http = "/", timeout = "300ms" }\n')
     assert cli.main(["up", "slow"]) == 5
     printed = capsys.readouterr()
@@ -238,7 +238,7 @@ def test_a_readiness_timeout_leaves_no_record(
 def test_an_interrupted_launch_leaves_nothing(
     hello: Path, run: Callable[..., Any], which: signal.Signals
 ) -> None:
-    """Ctrl-C and SIGTERM alike: 130, no record, no process."""
+    """Ctrl-C and SIGTERM both exit with 130, and no record or process is left."""
     ledger = Ledger(open_store(load(hello).store, hello.parent))
     with subprocess.Popen([PROGRAM, "up", "slow"], stderr=subprocess.PIPE, text=True) as starting:
         found = until(lambda: [one for one in ledger.entries() if one.handle])
@@ -252,7 +252,7 @@ def test_an_interrupted_launch_leaves_nothing(
 
 
 def test_a_killed_launch_leaves_nothing(hello: Path) -> None:
-    """Nobody is there to clean up but the guard, and it does."""
+    """Only the guard is left to clean up, and it removes the record."""
     ledger = Ledger(open_store(load(hello).store, hello.parent))
     with subprocess.Popen([PROGRAM, "up", "slow"], stderr=subprocess.DEVNULL) as starting:
         until(lambda: [one for one in ledger.entries() if one.handle])
@@ -263,7 +263,7 @@ def test_a_killed_launch_leaves_nothing(hello: Path) -> None:
 def test_a_broken_record_is_reported_and_skipped(
     hello: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It hides no other."""
+    """All other environments are still listed."""
     id = run("up")["environment"]["id"]
     broken = hello.parent / ".ephemeral" / "environments" / "staging-broken.json"
     broken.write_text("{")
@@ -277,7 +277,7 @@ def test_a_broken_record_is_reported_and_skipped(
 def test_images_are_listed_shown_and_pruned(
     hello: Path, run: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """Listed, shown, written out, brought in again; never pruned while one runs from it."""
+    """Export and import work, too; an image that is in use is not pruned."""
     image = run("bake")["images"][0]
     assert run("images")["images"] == [image]
     assert run("images", "show", image["key"][7:15])["image"] == image
@@ -291,7 +291,7 @@ def test_images_are_listed_shown_and_pruned(
 
 
 def test_artifacts_are_pushed_and_listed(here: Path, run: Callable[..., Any]) -> None:
-    """Under the name and version they are given, or those they bear."""
+    """Name and version are those of the options, or of the filename."""
     run("init")
     (here / "shop-1.4.2.tar.gz").write_bytes(b"built")
     pushed = run("artifact", "push", "shop-1.4.2.tar.gz")["artifact"]
@@ -305,7 +305,7 @@ def test_artifacts_are_pushed_and_listed(here: Path, run: Callable[..., Any]) ->
 def test_commands_work_despite_a_broken_record(
     hello: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str], bad: bytes
 ) -> None:
-    """All the others are listed, shown and destroyed; what is left may have leaked: status 6."""
+    """All others are listed and destroyed; the status is 6, as the broken one may be a leak."""
     id = run("up")["environment"]["id"]
     record = hello.parent / ".ephemeral" / "environments" / "a-bad.json"
     record.write_bytes(bad)
@@ -313,7 +313,7 @@ def test_commands_work_despite_a_broken_record(
     assert [one["id"] for one in run("list")["environments"]] == [id]
     assert run("show", id)["environment"]["id"] == id
     assert cli.main(["--json", "reap"]) == 6
-    told = json.loads(capsys.readouterr().out)  # one document, and nothing after it
+    told = json.loads(capsys.readouterr().out)  # fails if there is more than one document
     assert told["broken"] == ["environments/a-bad.json"]
     assert cli.main(["--json", "down", "a-bad", id]) == 6
     assert json.loads(capsys.readouterr().out)["destroyed"] == [id]

@@ -1,4 +1,4 @@
-"""Help fits 80 columns, shells complete, and `doctor` looks at this project."""
+"""The help's width, shell completion, and the project checks of ``doctor``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ port = 8080
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project in which much is missing."""
+    """A project with many missing files and variables."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(tmp_path / "prefixes"))
     for name in ("SHOP_KEY", "SHOP_LICENSE"):
@@ -57,7 +57,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_help_fits_80_columns(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As terminals are opened."""
+    """This is the usual width of a new terminal."""
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.main([*name.split(), "--help"]) == 0
     for line in capsys.readouterr().out.splitlines():
@@ -75,7 +75,7 @@ def test_help_fits_80_columns(
     ],
 )
 def test_shell_completion_offers_matching_words(here: Path, typed: str, offered: set[str]) -> None:
-    """Commands, options, and the project's own names."""
+    """These are commands, options, and the names in the project's configuration."""
     answer = here / "answer"
     asked = {
         "_ARGCOMPLETE": "1",
@@ -115,7 +115,7 @@ complete -C 'pytest-ephemeral hist' | cut -f 1
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_documented_shell_completion_works(here: Path, shell: str) -> None:
-    """A real shell, and the line of the reference page."""
+    """A real shell runs the line of the reference page."""
     if shutil.which(shell) is None:
         skip_without(shell, "apt-get install zsh fish")
     environ = {**os.environ, "PATH": f"{PROGRAM.parent}:{os.environ['PATH']}"}
@@ -126,7 +126,7 @@ def test_documented_shell_completion_works(here: Path, shell: str) -> None:
 def test_doctor_reports_project_problems(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a bake or launch would stumble over, and what to do about it."""
+    """Each would fail a bake or a launch later."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_STAT", "/x")
     assert cli.main(["doctor"]) == 1
     printed = capsys.readouterr().out
@@ -141,7 +141,7 @@ def test_doctor_reports_project_problems(
 def test_doctor_ignores_failures_of_unused_providers(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody who tests local processes needs an engine."""
+    """A project with only local environments needs no container engine."""
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")
     cli.main(["doctor"])
     unused = capsys.readouterr().out.partition("\ndocker (not used here)\n")[2]
@@ -151,7 +151,7 @@ def test_doctor_ignores_failures_of_unused_providers(
 
 
 def test_the_package_exposes_its_version() -> None:
-    """As of any package."""
+    """It is the version in the package's metadata."""
     from importlib.metadata import version
 
     assert pytest_ephemeral.__version__ == version("pytest-ephemeral")

@@ -1,4 +1,4 @@
-"""The compose command, run to its end or until that is no longer wanted."""
+"""The compose command, run to its end or until it is cancelled."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ from support.waiting import until
 
 
 def run(folder: Path, script: str, cancelled: threading.Event) -> CommandResult:
-    """What a script says that stands for the command."""
+    """Run a script in place of the compose command."""
     command = folder / "compose"
     command.write_text(f"#!/bin/sh\n{script}\n")
     command.chmod(0o700)
@@ -29,13 +29,13 @@ def run(folder: Path, script: str, cancelled: threading.Event) -> CommandResult:
 
 
 def test_all_output_of_a_slow_command_is_kept(tmp_path: Path) -> None:
-    """All that it says is kept, however often it is looked at meanwhile."""
+    """Polling the command must not lose parts of its output."""
     said = run(tmp_path, "echo one; sleep 0.2; echo two; echo three >&2; exit 3", threading.Event())
     assert said == CommandResult(3, "one\ntwo\n", "three\n")
 
 
 def test_cancelling_kills_the_command_and_its_children(tmp_path: Path) -> None:
-    """It is killed, with what it has started."""
+    """The command's child processes are killed, too."""
     cancelled, pid = threading.Event(), tmp_path / "pid"
 
     def cancel() -> None:
@@ -52,7 +52,7 @@ def test_cancelling_kills_the_command_and_its_children(tmp_path: Path) -> None:
 
 
 def is_alive(pid: str) -> bool:
-    """Whether a process runs; one that nobody has asked for its status does not."""
+    """Whether a process runs; a zombie does not."""
     with suppress(OSError):
         return Path("/proc", pid, "stat").read_text().split()[2] != "Z"
     return False

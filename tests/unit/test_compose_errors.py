@@ -1,4 +1,4 @@
-"""What a failed compose command is quoted with: its reason, and not its progress."""
+"""The quote of a failed compose command: the reason, without the progress."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from pytest_ephemeral.providers.compose.errors import quote
 REASON = "dependency failed to start: container shop-db-1 is unhealthy"
 JOB = 'service "db" didn\'t complete successfully: exit 4'
 
-#: As Compose 2 prints it where nobody watches: the reason may come before the last of the progress.
+#: The output of Compose 2 without a terminal: the reason may come before the last progress lines.
 PROGRESS = [f" Container shop-worker-{number}  Created" for number in range(30)]
 TAIL = [
     " Container shop-db-1  Error",
@@ -23,7 +23,7 @@ TAIL = [
     ids=["last", "in the middle", "first"],
 )
 def test_the_failed_dependency_is_quoted_without_progress(before: list[str], reason: str) -> None:
-    """The line is all that is quoted, wherever it stands, and however it is worded."""
+    """The reason is found at any position, and in either wording."""
     lines = [*before, reason, *(TAIL if len(before) < 33 else [])]
     assert quote("\n".join(lines), {}) == reason
 
@@ -32,7 +32,7 @@ ID = "60d1b1f3fd1a" + "0" * 52
 
 
 def test_container_ids_are_replaced_by_service_names() -> None:
-    """docker-compose 1.29 calls it by its id, and says each reason twice."""
+    """docker-compose 1.29 prints the id instead of the name, and each reason twice."""
     said = (
         'Creating network "shop_default" with the default driver\n'
         "Creating shop_db_1 ... \nCreating shop_db_1 ... done\n"
@@ -44,12 +44,12 @@ def test_container_ids_are_replaced_by_service_names() -> None:
 
 
 def test_a_multiline_reason_is_quoted_completely() -> None:
-    """The place in the file stands in a line without the word error."""
+    """The position in the file is in a line without the word "error"."""
     said = "yaml.parser.ParserError: while parsing\nexpected a node\n  in compose.yaml, line 2"
     assert quote(f"WARNING: old\n{said}", {}).endswith("expected a node; in compose.yaml, line 2")
 
 
 def test_progress_is_quoted_if_there_is_no_reason() -> None:
-    """Of a command that gives no reason, there is nothing better."""
+    """Without a reason, nothing better is available."""
     assert "Network shop_back  Removed" in quote("\n".join(TAIL), {})
     assert quote("", {}) == "it printed no error"

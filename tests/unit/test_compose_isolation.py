@@ -1,4 +1,4 @@
-"""Compose files that reach for what is not their project's."""
+"""Compose files that use resources outside of their project."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXTERNAL = "external: true, name: theirs"
     ],
 )
 def test_external_networks_and_volumes_are_refused(text: str, said: str) -> None:
-    """Networks and volumes that are external; unless the user says that they may."""
+    """All environments would share them; ``allow-external = true`` permits it."""
     with pytest.raises(ConfigurationError, match=f"uses the {said}.*allow-external = true"):
         changed(f"services: {{{text}", allow_external=False)
     changed(f"services: {{{text}")
@@ -51,7 +51,7 @@ def test_external_networks_and_volumes_are_refused(text: str, said: str) -> None
     ],
 )
 def test_resources_of_other_projects_are_refused(key: str) -> None:
-    """All environments would share it; unless the user says that they may."""
+    """All environments would share them; ``allow-external = true`` permits it."""
     text = f"services: {{web: {{image: x}}, aside: {{image: x, {key}}}}}"
     with pytest.raises(ConfigurationError, match=r"'aside' has .*theirs.*allow-external"):
         changed(text, allow_external=False)
@@ -60,20 +60,20 @@ def test_resources_of_other_projects_are_refused(key: str) -> None:
 
 @pytest.mark.parametrize("mode", ["none", "host", "service:web", "slirp4netns:cidr=10.9.8.0/24"])
 def test_other_network_modes_are_kept(mode: str) -> None:
-    """Nor no network, nor that of another service."""
+    """None of these modes refers to another project."""
     text = f"services: {{web: {{image: x}}, aside: {{image: x, network_mode: '{mode}'}}}}"
     assert changed(text, allow_external=False)["services"]["aside"]["network_mode"] == mode
 
 
 @pytest.mark.parametrize(("key", "value"), [("provider", "{type: x}"), ("models", "[x]")])
 def test_provider_and_models_keys_are_refused(key: str, value: str) -> None:
-    """Nothing of it would have our labels, so nothing would remove it."""
+    """What they create would lack our labels, and so would never be removed."""
     with pytest.raises(ConfigurationError, match=rf"'aside' of \S+ has {key}, .*would outlive"):
         changed(f"services: {{web: {{image: x}}, aside: {{image: x, {key}: {value}}}}}")
 
 
 def test_unused_external_resources_are_allowed() -> None:
-    """Nor what a service without networks of its own would have."""
+    """No service uses the default network if all have networks of their own."""
     text = (
         f"services: {{web: {{image: x, networks: [own]}}}}\n"
         f"networks: {{own: , default: {{{EXTERNAL}}}}}\nvolumes: {{v: {{{EXTERNAL}}}}}"
@@ -82,7 +82,7 @@ def test_unused_external_resources_are_allowed() -> None:
 
 
 def test_fixed_bridge_interface_names_are_removed() -> None:
-    """Two environments could not both have it, so the engine names it."""
+    """Two environments can't use the same name, so the engine chooses one."""
     name = "com.docker.network.bridge.name"
     made = changed(
         "services: {web: {image: x}}\n"

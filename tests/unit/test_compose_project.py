@@ -1,4 +1,4 @@
-"""A Compose file made into one environment's: baked images, our labels, no ports but ours."""
+"""A Compose file, changed for one environment: baked images, our labels, only our ports."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def prepared(**keys: Any) -> dict[str, Any]:
 
 
 def test_services_get_the_baked_image_and_one_port() -> None:
-    """The baked image instead of a build; only the endpoint's port; what else is said stays."""
+    """The image replaces the build, only the endpoint's port is published, the rest stays."""
     web = prepared()["services"]["web"]
     assert web["image"] == IMAGE
     assert web["ports"] == ["127.0.0.1:49160:80/tcp"]
@@ -57,18 +57,18 @@ def test_services_get_the_baked_image_and_one_port() -> None:
 
 
 def test_a_label_records_the_position_of_each_secret() -> None:
-    """By their place in the value that the container will see."""
+    """The position is that in the value inside the container, where ``$$`` is ``$``."""
     assert prepared()["services"]["web"]["labels"]["pytest-ephemeral.secrets"] == "KEY=4-0"
 
 
 def test_services_without_the_secret_have_no_trace_of_it() -> None:
-    """Neither its length nor a digest: what hides it in the logs is the service that has it."""
+    """Its labels have neither the secret's length nor a digest."""
     assert "s3cret" not in str(prepared()["services"]["db"])
     assert prepared()["services"]["db"]["labels"]["pytest-ephemeral.secrets"] == ""
 
 
 def test_fixed_network_and_volume_names_are_removed() -> None:
-    """But for what is someone else's: that is neither named nor labelled."""
+    """External ones keep their names and get no labels."""
     made = prepared()
     assert "name" not in made
     assert made["networks"] == {
@@ -79,14 +79,14 @@ def test_fixed_network_and_volume_names_are_removed() -> None:
 
 
 def test_only_services_with_endpoints_publish_ports() -> None:
-    """Unless an endpoint is theirs."""
+    """A service publishes its port only if it has an endpoint."""
     assert prepared()["services"]["db"]["ports"] == []
     further = {"db": Place(service="db", port=5432)}
     assert prepared(further=further)["services"]["db"]["ports"] == ["127.0.0.1:49161:5432/tcp"]
 
 
 def test_services_of_inactive_profiles_are_left_out() -> None:
-    """Is not brought up; one that is asked for says which profile it needs."""
+    """An endpoint of such a service is an error that names the profile."""
     assert set(prepared(profiles=[])["services"]) == {"web"}
     with pytest.raises(ConfigurationError, match="needs a profile: add one of full"):
         prepared(profiles=[], further={"db": Place(service="db", port=1)})
@@ -104,19 +104,19 @@ def test_services_of_inactive_profiles_are_left_out() -> None:
     ],
 )
 def test_settings_that_do_not_match_the_file_are_reported(keys: dict[str, Any], said: str) -> None:
-    """The key, and what would be right."""
+    """The error names the key and a valid value."""
     with pytest.raises(ConfigurationError, match=said):
         prepared(**keys)
 
 
 def test_list_ports_reads_every_notation() -> None:
-    """However they are written."""
+    """Compose allows strings, numbers and tables, with or without an address or protocol."""
     service = {"expose": ["1", "2/tcp"], "ports": ["8080:3", "127.0.0.1::4/tcp", {"target": 5}, 6]}
     assert exposed.list_ports(service) == ["1", "2", "3", "4", "5", "6"]
 
 
 def test_endpoints_map_to_services_and_ports() -> None:
-    """The URL's first, with the services they are of."""
+    """The URL's endpoint comes first."""
     made = template(further={"db": Place(service="db", port=5432)})
     assert made.service_ports() == {"http": ServicePort("web", 80), "db": ServicePort("db", 5432)}
     assert made.endpoints() == {"http": 80, "db": 5432}
@@ -124,7 +124,7 @@ def test_endpoints_map_to_services_and_ports() -> None:
 
 
 def test_duplicate_endpoint_names_are_refused() -> None:
-    """One of them could not be reached."""
+    """One of them would be unreachable."""
     with pytest.raises(ValueError, match="'http' is named twice"):
         template(further={"http": Place(service="db", port=1)}).check()
 
@@ -140,7 +140,7 @@ def test_duplicate_endpoint_names_are_refused() -> None:
 def test_container_names_become_network_aliases(
     networks: str, aliases: dict[str, list[str]]
 ) -> None:
-    """Others in the file find it by that; on this machine, nothing is called so."""
+    """Other services still find it by that name, and two environments do not collide."""
     text = f"services: {{web: {{image: x, container_name: shop-web, {networks}}}}}"
     web = changed(f"{text}\nnetworks: {{back: {{}}}}")["services"]["web"]
     assert {name: options["aliases"] for name, options in web["networks"].items()} == aliases
@@ -148,18 +148,18 @@ def test_container_names_become_network_aliases(
 
 
 def test_udp_ports_are_recognised() -> None:
-    """It is published as what the file says it is."""
+    """A port counts as UDP only if the file declares no TCP port of that number."""
     service = {
         "ports": ["5353:53/udp", {"target": 54, "protocol": "udp"}, "55:55"],
         "expose": ["53"],
     }
-    assert not exposed.is_udp(service, 53)  # both
+    assert not exposed.is_udp(service, 53)  # TCP, too
     assert exposed.is_udp(service, 54)
     assert not exposed.is_udp(service, 55)
 
 
 def test_fixed_subnets_are_removed_and_fixed_addresses_refused() -> None:
-    """Two environments could not both have it; with a fixed address in it, that is said."""
+    """Two environments can't use the same subnet, and a fixed address needs it."""
     text = """
 services: {web: {image: x, networks: {back: {%s}}}}
 networks: {back: {driver: bridge, ipam: {config: [{subnet: 10.5.0.0/16}]}}}
@@ -181,7 +181,7 @@ networks: {back: {driver: bridge, ipam: {config: [{subnet: 10.5.0.0/16}]}}}
     ],
 )
 def test_mounts_over_a_baked_image_are_refused(volume: str) -> None:
-    """Tests would not run what was baked; another service's image is its own business."""
+    """Tests would not run the baked files; images that are not baked may be covered."""
     text = f"services: {{web: {{image: x, volumes: [data:/data, {volume}]}}}}\n"
     text += "volumes: {data: {driver_opts: {type: tmpfs, device: tmpfs}}, "
     text += "bound: {driver_opts: {type: none, o: bind, device: /src}}, "
@@ -194,7 +194,7 @@ def test_mounts_over_a_baked_image_are_refused(volume: str) -> None:
 
 
 def test_list_writable_finds_volumes_and_host_folders() -> None:
-    """A folder, however it is mounted; what is mounted read-only is not written to."""
+    """Host folders are found in every notation, and read-only mounts are left out."""
     text = """
     services: {web: {volumes: [data:/a, "/src:/b", "/ro:/c:ro", bound:/d]}}
     volumes: {data: , bound: {driver_opts: {type: none, o: bind, device: /dev-src}}}
@@ -205,7 +205,7 @@ def test_list_writable_finds_volumes_and_host_folders() -> None:
 
 
 def test_each_replica_gets_its_own_port() -> None:
-    """Each has one of as many ports, and another environment none of these."""
+    """Replicas share a range of host ports, and ``scale`` overrides ``replicas``."""
     text = "services: {web: {image: x, deploy: {replicas: 2}}}"
     assert changed(text)["services"]["web"]["ports"] == ["127.0.0.1:49160-49161:80/tcp"]
     assert changed(text, scale={"web": 1})["services"]["web"]["ports"] == ["127.0.0.1:49160:80/tcp"]
@@ -223,7 +223,7 @@ def test_each_replica_gets_its_own_port() -> None:
 def test_rollback_refuses_writable_volumes_of_host_folders(
     options: dict[str, str], told: str
 ) -> None:
-    """Refused with the folder's name, unless it can only be read."""
+    """The error names the folder; read-only mounts are allowed."""
     template = ComposeTemplate(name="shop", file="compose.yaml", service="web", port=80)
     services = {"web": {"volumes": ["data:/data"]}, "reader": {"volumes": ["data:/data:ro"]}}
     file = {"services": services, "volumes": {"data": {"driver_opts": options}}}

@@ -1,4 +1,4 @@
-"""What others do to images, artifacts and processes between two of our steps, forced."""
+"""Forced races: images, artifacts or processes change between two of our steps."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def wheel(tmp_path: Path) -> Path:
 
 
 def test_import_keeps_a_tree_that_is_in_use(here: Machine, tmp_path: Path) -> None:
-    """It is here already; what an environment runs from is neither removed nor made again."""
+    """The image is installed already, so its tree is not replaced."""
     artifacts = open_repository("artifacts", here.folder)
     images = Images(store=here.store, artifacts=artifacts, root=here.folder, keep="never")
     here.images = images
@@ -63,7 +63,7 @@ def test_import_keeps_a_tree_that_is_in_use(here: Machine, tmp_path: Path) -> No
 
 
 def test_launch_refuses_an_image_baked_again_meanwhile(here: Machine) -> None:
-    """Evidence would name bytes that do not run."""
+    """The evidence would name another digest than the one that runs."""
     old = here.obtain(install=RANDOM)
     new = here.obtain("always", install=RANDOM)
     with ExitStack() as held:
@@ -75,7 +75,7 @@ def test_launch_refuses_an_image_baked_again_meanwhile(here: Machine) -> None:
 def test_late_verification_does_not_restore_an_old_record(
     here: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While its commands ran, the image was baked again: the catalog knows the new one."""
+    """The image is baked again while it is verified: the catalog keeps the new record."""
     here.obtain(install=RANDOM)
     verify, baked = LocalProvider.verify, []
 
@@ -91,7 +91,7 @@ def test_late_verification_does_not_restore_an_old_record(
 
 
 def test_refresh_does_not_restore_the_seal_of_a_replaced_tree(here: Machine) -> None:
-    """Whoever has looked into the old tree finds the new one when it writes the seal again."""
+    """A process that read the old seal must not write it into the new tree."""
     prefix = Prefix.at(here.obtain(install=RANDOM))
     old = prefix.read_seal()
     assert old is not None
@@ -103,7 +103,7 @@ def test_refresh_does_not_restore_the_seal_of_a_replaced_tree(here: Machine) -> 
 
 
 def test_export_does_not_write_through_a_planted_link(here: Machine, tmp_path: Path) -> None:
-    """Nobody can know the name of the half of it, and two exports don't meet in one."""
+    """The temporary file's name is random, so exports do not collide either."""
     image = here.obtain()
     precious = tmp_path / "precious"
     precious.write_text("mine")
@@ -116,7 +116,7 @@ def test_export_does_not_write_through_a_planted_link(here: Machine, tmp_path: P
 def test_scratch_files_of_another_container_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They share a home, and its process ids mean nothing here; what was killed here goes."""
+    """Its process ids mean nothing here; files of processes killed here are removed."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path))
     nobody = 4_194_300
     with monkeypatch.context() as elsewhere:
@@ -140,7 +140,7 @@ def test_scratch_files_of_another_container_are_kept(
 def test_prune_keeps_images_launched_meanwhile(
     here: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Removing the ones before it may take minutes."""
+    """An image may be launched while earlier ones are removed, which can take minutes."""
     images = [here.obtain(install=[*INSTALL, f'echo {number} > "$PREFIX/n"']) for number in "123"]
     used: set[str] = set()
     remove = LocalProvider.remove
@@ -160,7 +160,7 @@ def test_prune_keeps_images_launched_meanwhile(
 def test_push_stores_the_bytes_it_digested(
     repository: StoredRepository, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file is written again between its digest and its upload; what was named is stored."""
+    """The file may change between digest and upload, but the digested bytes are stored."""
     upload = repository._blobs.upload
 
     def meanwhile(path: str, source: Path) -> None:
@@ -174,13 +174,13 @@ def test_push_stores_the_bytes_it_digested(
 def test_a_bad_download_does_not_replace_a_good_copy(
     repository: StoredRepository, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bad download takes nothing from whoever has had a good one at the same time."""
+    """Another process may have downloaded a good copy at the same time."""
     artifact = repository.push(wheel)
     good = repository.fetch(artifact)
     good.unlink()
 
     def broken(path: str, destination: Path) -> None:
-        good.write_bytes(b"wheel")  # as another process does
+        good.write_bytes(b"wheel")  # simulates another process
         destination.write_bytes(b"whee")
 
     monkeypatch.setattr(repository._blobs, "download", broken)
@@ -193,7 +193,7 @@ def test_a_bad_download_does_not_replace_a_good_copy(
 def test_a_copied_entry_is_refused(
     repository: StoredRepository, wheel: Path, tmp_path: Path
 ) -> None:
-    """A version that nobody has pushed is not had by copying the record of another."""
+    """A copy of another version's entry does not create a new version."""
     repository.push(wheel)
     entries = tmp_path / "repository" / "entries" / "shop"
     shutil.copy(entries / "1.4.2.json", entries / "1.5.json")
@@ -206,7 +206,7 @@ def test_a_copied_entry_is_refused(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has subreapers")
 def test_a_reused_process_group_gets_no_signal() -> None:
-    """A guard's process ended long ago, and its number was given to a program of the user's."""
+    """The guard's process has ended, and its id now belongs to another program."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from supervisor import groups; "
         "print(groups.signal_groups([int(sys.argv[2])], 15))"
@@ -224,7 +224,7 @@ def test_a_reused_process_group_gets_no_signal() -> None:
 
 
 def test_a_guard_with_remaining_processes_has_not_reported() -> None:
-    """Its own report says what is left: then that is looked for, and nothing is said to be gone."""
+    """Its report lists processes that are left, so it does not count as ended."""
     process: Any = SimpleNamespace(pid=1)
     guard = Guard(GuardAddress("x", Path("/nowhere")), process)
     guard._report = b'{"remaining": [4711], "processes": [], "crash": ""}\n'
@@ -237,7 +237,7 @@ def test_a_guard_with_remaining_processes_has_not_reported() -> None:
 
 
 def test_an_abandoned_message_is_not_sent_later() -> None:
-    """The end of the run says so of it; the one under way may take its time."""
+    """At the deadline, queued messages are dropped; one in progress may still finish."""
     warned: list[str] = []
     outbox = Outbox("chat", warned.append)
     begun, go_on, sent = threading.Event(), threading.Event(), list[str]()

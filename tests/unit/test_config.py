@@ -1,4 +1,4 @@
-"""The configuration: found, read strictly, and every complaint at the key it is about."""
+"""The configuration: how it is found and read, and the key that each error names."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def load(tmp_path: Path, text: str, name: str = "ephemeral.toml") -> config.Conf
 
 
 def complaint(tmp_path: Path, text: str, name: str = "ephemeral.toml") -> str:
-    """What is said of a configuration, after the file it is in."""
+    """The message of a configuration error, without the file's path."""
     with pytest.raises(ConfigurationError) as raised:
         load(tmp_path, text, name)
     said = str(raised.value)
@@ -77,7 +77,7 @@ def complaint(tmp_path: Path, text: str, name: str = "ephemeral.toml") -> str:
 
 
 def test_a_full_configuration_is_loaded(tmp_path: Path) -> None:
-    """Every table, in its provider's own types, with what was left out filled in."""
+    """Every table becomes its provider's type, with defaults for missing keys."""
     read = load(tmp_path, WHOLE)
     assert read.root == tmp_path
     assert (read.store, read.artifacts_repository) == ("records", "built")
@@ -95,7 +95,7 @@ def test_a_full_configuration_is_loaded(tmp_path: Path) -> None:
 
 
 def test_an_empty_configuration_has_defaults(tmp_path: Path) -> None:
-    """Nothing is required of a file but that what it says is right."""
+    """No key is required."""
     read = load(tmp_path, "")
     assert (read.store, read.artifacts_repository) == (".ephemeral", ".ephemeral/artifacts")
     assert read.publish == ("auto",)
@@ -194,13 +194,13 @@ endpoints = { db = 5432 }
     ],
 )  # fmt: skip
 def test_an_error_names_its_key(tmp_path: Path, old: str, new: str, said: str) -> None:
-    """The file, the path as people write it, what was expected, the closest valid name."""
+    """The message has the file, the key's path, and the expected value or closest name."""
     assert old in MINIMAL
     assert complaint(tmp_path, MINIMAL.replace(old, new, 1)).startswith(said)
 
 
 def test_a_template_needs_the_provider_of_its_image(tmp_path: Path, monkeypatch) -> None:
-    """A container's image can't be run as processes of this machine, and the other way round."""
+    """A container image can't run as local processes, for example."""
     other = tmp_path / "elsewhere.py"
     other.write_text(
         "from pytest_ephemeral.providers.local import LocalProvider\n"
@@ -227,7 +227,7 @@ def test_a_template_needs_the_provider_of_its_image(tmp_path: Path, monkeypatch)
     ],
 )
 def test_invalid_toml_is_reported_with_its_place(tmp_path: Path, content: bytes, said: str) -> None:
-    """Line and column as the parser gives them, and no traceback for what is no text at all."""
+    """The message has the line and column, or says that the file is not UTF-8."""
     file = tmp_path / "ephemeral.toml"
     file.write_bytes(content)
     with pytest.raises(ConfigurationError) as raised:
@@ -243,7 +243,7 @@ def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:
-    """The system's own words, after the file's name."""
+    """The message has the file's path and the system's reason."""
     with pytest.raises(ConfigurationError, match=r"none\.toml: can't be read: No such file"):
         config.load(tmp_path / "none.toml")
     with pytest.raises(ConfigurationError, match="can't be read: Is a directory"):
@@ -252,7 +252,7 @@ def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="as root, any file can be read")
 def test_an_unreadable_file_is_an_error(tmp_path: Path) -> None:
-    """Permission denied is said, not raised."""
+    """The message has the system's reason, "Permission denied"."""
     file = tmp_path / "ephemeral.toml"
     file.touch(mode=0)
     with pytest.raises(ConfigurationError, match="can't be read: Permission denied"):
@@ -260,7 +260,7 @@ def test_an_unreadable_file_is_an_error(tmp_path: Path) -> None:
 
 
 def test_errors_in_a_pyproject_name_its_table(tmp_path: Path) -> None:
-    """One schema, two places; a complaint names the whole path."""
+    """The schema is the same, and the message has the key's full path."""
     text = re.sub(r"^\[", "[tool.pytest-ephemeral.", MINIMAL, flags=re.MULTILINE)
     assert "staging" in load(tmp_path, text, "pyproject.toml").templates
     said = complaint(tmp_path, text.replace("8080", "0"), "pyproject.toml")
@@ -270,7 +270,7 @@ def test_errors_in_a_pyproject_name_its_table(tmp_path: Path) -> None:
 
 
 def test_the_nearest_configuration_is_found(tmp_path: Path) -> None:
-    """Upwards from where one stands, whatever the pyproject files of others on the way say."""
+    """The search goes upwards, and skips pyproject files without our table."""
     inner = tmp_path / "a" / "b"
     inner.mkdir(parents=True)
     (tmp_path / "ephemeral.toml").touch()
@@ -280,7 +280,7 @@ def test_the_nearest_configuration_is_found(tmp_path: Path) -> None:
 
 
 def test_ephemeral_toml_takes_precedence_over_pyproject(tmp_path: Path) -> None:
-    """ephemeral.toml is more particular than a table among many."""
+    """A file of its own is more specific than a table in a shared file."""
     (tmp_path / "pyproject.toml").write_text("[tool.pytest-ephemeral]")
     assert discovery.find(tmp_path) == tmp_path / "pyproject.toml"
     (tmp_path / "ephemeral.toml").touch()
@@ -288,19 +288,19 @@ def test_ephemeral_toml_takes_precedence_over_pyproject(tmp_path: Path) -> None:
 
 
 def test_find_returns_a_broken_pyproject_with_our_table(tmp_path: Path) -> None:
-    """Stepping over it would say that there is no configuration, where there is a broken one."""
+    """The search must not skip the file, or its syntax error would never be reported."""
     (tmp_path / "pyproject.toml").write_text("[tool.pytest-ephemeral]\na = = 1")
     assert discovery.find(tmp_path) == tmp_path / "pyproject.toml"
 
 
 def test_find_returns_none_without_a_configuration(tmp_path: Path) -> None:
-    """No file is no error: the plugin runs without one."""
+    """This is no error, because the plugin runs without a configuration."""
     found = discovery.find(tmp_path)
     assert found is None or not found.is_relative_to(tmp_path)
 
 
 def test_the_default_template_is_the_named_or_only_one(tmp_path: Path) -> None:
-    """The one that is named so, or the only one; not one of two by chance."""
+    """With several templates and no default, the error lists them."""
     assert load(tmp_path, WHOLE).template(None).name == "staging"
     assert load(tmp_path, WHOLE).template("two-ports").name == "two-ports"
     assert load(tmp_path, MINIMAL).template(None).name == "staging"
@@ -310,7 +310,7 @@ def test_the_default_template_is_the_named_or_only_one(tmp_path: Path) -> None:
 
 
 def test_unknown_template_and_image_names_get_a_suggestion(tmp_path: Path) -> None:
-    """For templates and for images."""
+    """The error names the closest template or image."""
     read = load(tmp_path, WHOLE)
     with pytest.raises(ConfigurationError, match=r"no template 'stagin'. Did you mean 'staging'"):
         read.template("stagin")

@@ -1,4 +1,4 @@
-"""Whatever is done to a configuration, it is read or refused: never a traceback."""
+"""Property tests: any configuration is read or refused, never with a traceback."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ VALID: dict[str, Any] = {
     "webhook": [{"url": "https://example.com", "events": ["up"], "headers": {"A": "b"}}],
 }
 
-#: What TOML can hold, and words that mean something elsewhere in the file.
+#: All values of TOML, and words that have a meaning elsewhere in the file.
 words = st.sampled_from(
     ["shop", "local", "staging", "http", "{env:", "{image:x}", "{env:A B}", "1h", "(", "[[a", "/"]
 )
@@ -69,7 +69,7 @@ values = st.recursive(
 
 
 def places(table: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of everything in a document."""
+    """The path of every value in a document."""
     entries = table.items() if isinstance(table, dict) else enumerate(table)
     for key, value in entries:
         yield (*above, key)
@@ -79,7 +79,7 @@ def places(table: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 
 @st.composite
 def mutated(draw: st.DrawFn) -> dict[str, Any]:
-    """The valid configuration, with a few things dropped, renamed, replaced or put in."""
+    """The valid configuration, with some values dropped, renamed, replaced or inserted."""
     document: dict[str, Any] = json.loads(json.dumps(VALID))
     for _ in range(draw(st.integers(1, 3))):
         every = list(places(document))
@@ -102,7 +102,7 @@ def mutated(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def toml(value: Any) -> str:
-    """Any of it as TOML; tables inline, which is shorter to write and the same to read."""
+    """A value as TOML; tables are inline, which means the same and is easier to write."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{quoted(key)} = {toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
@@ -122,7 +122,7 @@ def document(table: dict[str, Any]) -> bytes:
 
 @st.composite
 def garbled(draw: st.DrawFn) -> bytes:
-    """The valid file with some bytes of it overwritten."""
+    """The valid file with some bytes overwritten."""
     data = bytearray(document(VALID))
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(data) - 1))
@@ -142,7 +142,7 @@ def written(data: bytes) -> Iterator[Path]:
 
 
 def test_the_unmutated_configuration_is_valid() -> None:
-    """Or nothing much would be tested."""
+    """Otherwise the mutations would test almost nothing."""
     with written(document(VALID)) as file:
         assert config.load(file).template(None).name == "staging"
 
@@ -154,7 +154,7 @@ def test_the_unmutated_configuration_is_valid() -> None:
 @example(b"[images.shop]\nprovider = 'local'\ninstall = 1979-05-27T07:32:00Z\n")
 @example(b"images = {a = {provider = 'local', reference = 'x'}, b = [1]}\n")
 def test_load_returns_a_config_or_raises_configuration_error(data: bytes) -> None:
-    """A ``ConfigurationError`` names the file; nothing else is ever raised."""
+    """The error names the file, and no other exception is raised."""
     with written(data) as file:
         try:
             read = config.load(file)
@@ -167,7 +167,7 @@ def test_load_returns_a_config_or_raises_configuration_error(data: bytes) -> Non
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(contents)
 def test_the_command_line_reports_invalid_configurations(data: bytes) -> None:
-    """Exit status 2, the file's name, and no traceback; or nothing is wrong with it."""
+    """The exit status is 2, and the error names the file, without a traceback."""
     said, talked = io.StringIO(), io.StringIO()
     with (
         written(data) as file,

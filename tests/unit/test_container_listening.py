@@ -1,4 +1,4 @@
-"""What the kernel says of who listens in a container's network."""
+"""Listening sockets of a container's network, read from the kernel's tables."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TABLE_6 = """\
 
 @pytest.mark.parametrize(("table", "ports"), [(TABLE, {8080, 80}), (TABLE_6, {8080, 80})])
 def test_list_listeners_finds_only_reachable_ports(table: str, ports: set[int]) -> None:
-    """Neither a connection nor what listens on loopback only, as an address of either kind."""
+    """Connections and listeners on loopback are left out, for IPv4 and IPv6."""
     assert list_listeners(table) == ports
 
 
@@ -45,7 +45,7 @@ V6 = [address for address in ("::", "::1", "::ffff:127.0.0.1") if can_bind(addre
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", *V6])
 def test_list_listeners_reads_the_kernel_table(address: str) -> None:
-    """Sockets of this very process, looked up as a container's are."""
+    """The test's own sockets are looked up in the same way as a container's."""
     kind = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(kind) as listener:
         listener.bind((address, 0))

@@ -1,4 +1,4 @@
-"""What we ask for is new enough to be without known holes."""
+"""The minimum versions of dependencies have no known vulnerabilities."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 
-#: The first version of each library without a hole that was published, and which that was.
+#: The first version of each library with the fix of a published vulnerability, and its CVE.
 FIXED = {
     "requests": ("2.32.4", "CVE-2024-47081"),
     "waitress": ("3.0.1", "CVE-2024-49768"),
@@ -22,7 +22,7 @@ FIXED = {
 
 @pytest.mark.parametrize("name", list(FIXED))
 def test_lower_bounds_include_security_fixes(name: str) -> None:
-    """Whoever installs the lowest versions that we accept gets the fix."""
+    """An installation with the lowest allowed versions has the fix, too."""
     extras = PROJECT["optional-dependencies"]
     asked = [*PROJECT["dependencies"], *extras["dns"], *extras["sign"], *extras["board"]]
     bounds = dict(re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(asked), re.MULTILINE))

@@ -1,4 +1,4 @@
-"""One search for the configuration file, for pytest and the command line alike."""
+"""The search for the configuration file, shared by pytest and the command line."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def monorepo(tmp_path: Path) -> Path:
 def test_the_search_starts_at_the_common_folder(
     monorepo: Path, arguments: list[str], found: str | None
 ) -> None:
-    """Several of one application find its own; those of two find what is above both."""
+    """Paths of two applications have only the folder above both in common."""
     start = discovery.common_folder(arguments, monorepo)
     expected = None if found is None else monorepo / found / "ephemeral.toml"
     assert discovery.find(start) == expected
 
 
 def test_a_missing_configuration_error_lists_subfolders(monorepo: Path) -> None:
-    """Whoever stands one folder too high is told where to go."""
+    """A user in the folder above the applications sees where to go."""
     with pytest.raises(ConfigurationError, match=r"in the folder of blog/.*toml or shop/eph"):
         Project.open(None, monorepo)
     with pytest.raises(ConfigurationError, match="pytest-ephemeral init"):

@@ -1,4 +1,4 @@
-"""Which engine is used: as the docker command would choose, and a clear word when there is none."""
+"""The selection of the container engine, as the docker command does it, and its errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pytest_ephemeral.providers.docker.engine import (
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home with nothing in it, on a machine without an engine."""
+    """An empty home folder, on a machine without an engine."""
     monkeypatch.setenv("HOME", str(tmp_path))
     usual = list(endpoint._candidates({}))
     monkeypatch.setattr(
@@ -47,7 +47,7 @@ def context(home: Path, name: str, endpoint: dict[str, object], *, tls: bool = F
 
 
 def test_docker_host_overrides_the_current_context(home: Path) -> None:
-    """Before the context that is current."""
+    """The docker command has the same order."""
     context(home, "far", {"Host": "tcp://far:2376"})
     (home / ".docker" / "config.json").write_text('{"currentContext": "far"}')
     found = endpoint.find({"DOCKER_HOST": "tcp://near:2375"}).address
@@ -55,7 +55,7 @@ def test_docker_host_overrides_the_current_context(home: Path) -> None:
 
 
 def test_docker_host_uses_the_configured_certificates(home: Path) -> None:
-    """As DOCKER_TLS_VERIFY and DOCKER_CERT_PATH say."""
+    """DOCKER_TLS_VERIFY and DOCKER_CERT_PATH set them."""
     environ = {
         "DOCKER_HOST": "tcp://near:2376",
         "DOCKER_TLS_VERIFY": "1",
@@ -66,7 +66,7 @@ def test_docker_host_uses_the_configured_certificates(home: Path) -> None:
 
 
 def test_the_current_context_provides_address_and_certificates(home: Path) -> None:
-    """With its certificates, and a record's address leads there again with the same."""
+    """The address in a record leads back to the same context and its certificates."""
     context(home, "far", {"Host": "tcp://far:2376", "SkipTLSVerify": True}, tls=True)
     (home / ".docker" / "config.json").write_text('{"currentContext": "far"}')
     engine = endpoint.find({})
@@ -77,7 +77,7 @@ def test_the_current_context_provides_address_and_certificates(home: Path) -> No
 
 
 def test_untrusted_addresses_from_records_are_refused(tmp_path: Path, home: Path) -> None:
-    """Neither a host that nobody here has named, nor a socket that another user has put there."""
+    """A host must be configured here, and a socket must not belong to another user."""
     for url in ("tcp://far:2376", "tcp://127.0.0.1:2375", "ssh://far", "nonsense"):
         with pytest.raises(ElsewhereError, match="neither DOCKER_HOST nor a docker context"):
             identity._find_trusted(url)
@@ -91,7 +91,7 @@ def test_untrusted_addresses_from_records_are_refused(tmp_path: Path, home: Path
 
 
 def test_an_unknown_context_gets_a_suggestion(home: Path) -> None:
-    """The closest is named."""
+    """The error names the closest context."""
     context(home, "production", {"Host": "tcp://far:2376"})
     with pytest.raises(ConfigurationError, match=r"'prodution' .*Did you mean 'production'"):
         endpoint.find({"DOCKER_CONTEXT": "prodution"})
@@ -106,13 +106,13 @@ def test_an_unknown_context_gets_a_suggestion(home: Path) -> None:
     ],
 )
 def test_invalid_engine_addresses_are_refused(home: Path, url: str, said: str) -> None:
-    """Refused before anything is tried."""
+    """They are refused before any connection or command."""
     with pytest.raises(ConfigurationError, match=said):
         endpoint.find({"DOCKER_HOST": url})
 
 
 def test_a_missing_engine_error_lists_what_was_tried(home: Path) -> None:
-    """One line: what was tried, and what helps."""
+    """The message is one line, with the sockets tried and a remedy."""
     with pytest.raises(UnavailableError) as caught:
         endpoint.find({})
     text = str(caught.value)
@@ -124,11 +124,11 @@ def test_a_missing_engine_error_lists_what_was_tried(home: Path) -> None:
 
 @pytest.fixture
 def podman(home: Path) -> Iterator[Path]:
-    """Podman's socket, and no other."""
+    """The socket of Podman, the only engine."""
     path = next(path for path in endpoint._candidates({}) if path.name == "podman.sock")
     path.parent.mkdir(parents=True)
     with socket.socket(socket.AF_UNIX) as listener:
-        # A socket's address is short, a test's folder long.
+        # The length of a socket's path is limited, and the test's folder has a long one.
         here = os.open(path.parent, os.O_RDONLY)
         listener.bind(f"/proc/self/fd/{here}/{path.name}")
         os.close(here)
@@ -137,7 +137,7 @@ def podman(home: Path) -> Iterator[Path]:
 
 
 def test_podman_is_used_without_docker(podman: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its socket speaks the same language."""
+    """Podman serves the same API on its own socket."""
     monkeypatch.setattr(endpoint, "_connect", lambda path: path.stat())
     assert endpoint.find({}).address.url == f"unix://{podman}"
 
@@ -145,7 +145,7 @@ def test_podman_is_used_without_docker(podman: Path, monkeypatch: pytest.MonkeyP
 def test_a_permission_error_explains_the_docker_group(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is said how to get it, whether the socket was found or given."""
+    """The remedy is the same for a socket that was found or configured."""
 
     def refused(path: Path) -> None:
         raise PermissionError(13, "Permission denied")
@@ -165,7 +165,7 @@ def test_a_permission_error_explains_the_docker_group(
 def test_a_plain_web_server_is_not_taken_for_an_engine(
     home: Path, ask: Callable[[Engine], object]
 ) -> None:
-    """A web server on that port, say."""
+    """Another program may use the engine's port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:

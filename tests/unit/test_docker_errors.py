@@ -1,4 +1,4 @@
-"""What is said to help against what engines complain of."""
+"""Remedies for the errors of container engines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from pytest_ephemeral.providers.docker.errors import find_remedy, shorten
 
-#: Podman 5.8, asked for ``init = true``.
+#: The error of Podman 5.8 for ``init = true``.
 PODMAN = 'lookup init binary: exec: "catatonit": executable file not found in $PATH'
 
 
@@ -26,7 +26,7 @@ PODMAN = 'lookup init binary: exec: "catatonit": executable file not found in $P
     ],
 )
 def test_find_remedy_matches_the_missing_program(said: str, remedy: str) -> None:
-    """The engine's machine lacks one program, the image another."""
+    """One program is missing on the engine's machine, others in the image."""
     found = find_remedy(said)
     assert remedy in found
     assert bool(found) == bool(remedy)
@@ -41,6 +41,6 @@ OLD = "OCI runtime create failed: container_linux.go:380: starting container pro
 
 @pytest.mark.parametrize("before", [SHIM, OLD])
 def test_shorten_removes_runtime_prefixes(before: str) -> None:
-    """It begins with what could not be done."""
+    """The prefixes of the runtime hide the actual error."""
     said = 'exec: "/none": stat /none: no such file or directory'
     assert shorten(f"Cannot start: {before}{said}: unknown") == f"Cannot start: {said}"

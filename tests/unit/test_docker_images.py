@@ -1,4 +1,4 @@
-"""What decides a container image's content: the context, and the images it is made from."""
+"""The inputs of a container image: the build context and the base images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_ephemeral.providers.docker.tables import DockerRecipe, bytes_of, vol
 
 
 def context(root: Path, ignored: str = "", **contents: str) -> Context:
-    """A context with a Dockerfile and some files; ``__`` in a name is a slash."""
+    """A context with a Dockerfile and some files; ``__`` in a name becomes a slash."""
     for name, text in {"Dockerfile": "FROM scratch\n", **contents}.items():
         file = root / name.replace("__", "/")
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ ALWAYS = {".dockerignore", "Dockerfile"}
 def test_dockerignore_patterns_select_the_context_files(
     tmp_path: Path, ignored: str, kept: set[str]
 ) -> None:
-    """The last pattern that matches decides; the Dockerfile always goes along."""
+    """The last matching pattern decides, but the Dockerfile is always included."""
     assert set(context(tmp_path, ignored, **FILES).paths()) == kept | ALWAYS
 
 
@@ -54,7 +54,7 @@ def test_dockerignore_patterns_select_the_context_files(
 def test_volatile_files_are_ignored_by_default(
     tmp_path: Path, ignored: str, kept: set[str]
 ) -> None:
-    """Unless it is asked for: it would be another image for every clone, and after every run."""
+    """They would change the key with every clone and run; patterns can include them."""
     files = (".git__HEAD", ".ephemeral__a", "ephemeral.toml", ".pytest_cache__b", "src__a.py")
     made = context(tmp_path, ignored, **dict.fromkeys(files, ""))
     (tmp_path / "src" / "__pycache__").mkdir()
@@ -62,7 +62,7 @@ def test_volatile_files_are_ignored_by_default(
 
 
 def test_the_context_digest_depends_on_content(tmp_path: Path) -> None:
-    """Not of times, nor of what is ignored; of names, contents, links and who may execute."""
+    """Names, links and the executable bit count; times and ignored files do not."""
     made = context(tmp_path, "b.md", **FILES)
     before = made.digest()
     (tmp_path / "b.md").write_text("changed")
@@ -76,7 +76,7 @@ def test_the_context_digest_depends_on_content(tmp_path: Path) -> None:
 
 
 def test_the_context_archive_is_owned_by_root(tmp_path: Path) -> None:
-    """And has what is given besides; BuildKit takes what begins with another header for a file."""
+    """Without the plain first header, BuildKit would take the archive for a Dockerfile."""
     target = io.BytesIO()
     artifact = tmp_path / "made.whl"
     artifact.write_text("wheel")
@@ -90,7 +90,7 @@ def test_the_context_archive_is_owned_by_root(tmp_path: Path) -> None:
 
 
 def test_a_missing_dockerfile_is_reported(tmp_path: Path) -> None:
-    """Its path is named, and the key."""
+    """The error has the path and the key."""
     with pytest.raises(ConfigurationError, match=r"no Dockerfile .*other.*`dockerfile`"):
         Context.at(tmp_path, "other")
 
@@ -106,12 +106,12 @@ def test_a_missing_dockerfile_is_reported(tmp_path: Path) -> None:
     ],
 )
 def test_list_bases_finds_the_base_images(dockerfile: str, named: list[str]) -> None:
-    """Stages are none, arguments are filled in."""
+    """Stages and ``scratch`` are no base images; arguments are filled in."""
     assert bases.list_bases(dockerfile, {"W": "2"}, None) == named
 
 
 def test_list_bases_stops_at_the_target_stage() -> None:
-    """Stages after it are not built."""
+    """Later stages are not built."""
     dockerfile = "FROM a AS one\nFROM b AS two\nFROM c AS three\n"
     assert bases.list_bases(dockerfile, {}, "two") == ["a", "b"]
     with pytest.raises(ConfigurationError, match="no stage 'four'; its stages: one, two, three"):
@@ -128,7 +128,7 @@ def test_list_bases_stops_at_the_target_stage() -> None:
     ],
 )
 def test_references_split_into_repository_and_tag(reference: str, parts: tuple[str, str]) -> None:
-    """A host's port is no tag."""
+    """A port after the host is not a tag."""
     assert registry.split(reference) == parts
 
 
@@ -142,13 +142,13 @@ def test_references_split_into_repository_and_tag(reference: str, parts: tuple[s
     ],
 )
 def test_contradictory_recipes_are_refused(keys: dict[str, str], said: str) -> None:
-    """An image is made in one way."""
+    """A recipe has a context, or a base and an install script."""
     with pytest.raises(ValueError, match=said):
         DockerRecipe(name="app", **keys).check()  # type: ignore[arg-type]
 
 
 def test_only_volumes_of_the_environment_are_accepted() -> None:
-    """Those that die with the environment, and no folder of this machine."""
+    """A volume must be removed with the environment, so host folders are refused."""
     assert volume_of("/data") == ("", "/data")
     assert volume_of("data:/data") == ("data", "/data")
     for wrong in ("./here:/data", "/etc:/data", "data", "data:relative", "-x:/data"):
@@ -157,7 +157,7 @@ def test_only_volumes_of_the_environment_are_accepted() -> None:
 
 
 def test_sizes_accept_unit_suffixes() -> None:
-    """As people write them."""
+    """Units are powers of 1024, in lower or upper case."""
     assert [bytes_of(size) for size in ("512", "1k", "512M", "2g")] == [512, 1024, 2**29, 2**31]
 
 
@@ -184,5 +184,5 @@ def test_sizes_accept_unit_suffixes() -> None:
     ],
 )
 def test_buildkit_only_syntax_is_detected(line: str, needed: bool) -> None:
-    """It is built with BuildKit, and all else as every engine builds."""
+    """Only such a Dockerfile requires BuildKit; every engine can build the others."""
     assert bool(bases.find_buildkit(f"FROM x\n{line}\n")) == needed

@@ -1,4 +1,4 @@
-"""What is made of an engine's logs: whole lines, between marks, and without secrets."""
+"""An engine's logs: whole lines, read between marks, with secrets masked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECRET = "pr0be-t0ken"
 
 
 def stream(*pieces: tuple[int, str]) -> io.BytesIO:
-    """What an engine answers: each piece on its channel, after when it was printed."""
+    """An engine's response: frames of a channel and a text that starts with a timestamp."""
     data = b""
     for channel, text in pieces:
         piece = text.encode()
@@ -29,7 +29,7 @@ def lines(*pieces: tuple[int, str]) -> list[str]:
 
 
 def test_line_fragments_are_joined() -> None:
-    """However the engine cuts it, and whatever comes on the other channel meanwhile."""
+    """The engine may split a line, with frames of the other channel in between."""
     assert lines(
         (1, "2026-01-02T03:04:05.000000001Z a long"),
         (2, "2026-01-02T03:04:05.000000002Z oh\n"),
@@ -39,7 +39,7 @@ def test_line_fragments_are_joined() -> None:
 
 
 def test_a_character_split_across_frames_is_decoded() -> None:
-    """A piece ends at a byte, not at a character."""
+    """A frame can end in the middle of a character."""
     stamp = b"2026-01-02T03:04:05Z "
     pieces = [stamp + b"caf\xc3", stamp + b"\xa9\n"]
     frames = b"".join(bytes([1, 0, 0, 0]) + len(p).to_bytes(4, "big") + p for p in pieces)
@@ -56,13 +56,13 @@ def test_a_character_split_across_frames_is_decoded() -> None:
     ],
 )
 def test_timestamps_are_parsed_to_nanoseconds(stamp: str, when: int) -> None:
-    """As Docker says it, and as Podman does."""
+    """Docker writes UTC, and Podman a time zone offset."""
     assert logs._when(stamp) == when
 
 
 @pytest.mark.parametrize("mark", [Mark(1), Mark(1795733249000000000, 3), logs.BEGINNING])
 def test_a_mark_round_trips_through_text(mark: Mark) -> None:
-    """It goes over the wire as text."""
+    """A mark is sent as text."""
     assert Mark.read(str(mark)) == mark
 
 
@@ -70,14 +70,14 @@ def test_a_mark_round_trips_through_text(mark: Mark) -> None:
 
 
 def masking_of(variables: dict[str, str], *secrets: str) -> tuple[Masking, dict[str, str]]:
-    """How an environment of one container masks its logs, and the label that says so."""
+    """The masking for a container with these variables, and its labels."""
     labels = masking.labels_for(variables, secrets)
     env = [f"{name}={value}" for name, value in variables.items()]
     return Masking.of([{"Env": env, "Labels": labels}]), labels
 
 
 def test_labels_record_only_the_position_of_secrets() -> None:
-    """No label has anything of it, nor tells how long it is."""
+    """Labels have neither a part of the secret nor its length."""
     masked, labels = masking_of({"URL": f"redis://:{SECRET}@db"}, SECRET)
     assert labels == {masking.SPANS: "URL=9-3"}
     assert (
@@ -87,20 +87,20 @@ def test_labels_record_only_the_position_of_secrets() -> None:
 
 
 def test_masking_accepts_any_variable_name() -> None:
-    """Engines take all but an equals sign."""
+    """Engines allow every character but the equals sign."""
     masked, _ = masking_of({"app.key+1": SECRET}, SECRET)
     assert masked(SECRET) == "***"
 
 
 def test_secrets_of_other_containers_are_masked() -> None:
-    """One service may tell another, which may log what it was told."""
+    """A service may pass a secret to another one, which may log it."""
     labels = masking.labels_for({"KEY": SECRET}, [SECRET])
     configs = [{"Env": [f"KEY={SECRET}"], "Labels": labels}, {"Env": [], "Labels": {}}]
     assert Masking.of(configs)(f"login with {SECRET}\n") == "login with ***\n"
 
 
 def test_remembered_secrets_are_masked() -> None:
-    """Whoever launched the environment knows it; no label says anything of it."""
+    """The process that launched the environment remembers secrets that no label records."""
     masking.remember("web-1", [SECRET])
     assert masking.labels_for({}, [SECRET]) == {masking.SPANS: ""}
     assert Masking.of([], "web-1")(f"asked with {SECRET}\n") == "asked with ***\n"
@@ -112,14 +112,14 @@ def test_remembered_secrets_are_masked() -> None:
     "label", ["KEY", "KEY=", "KEY=x-y", "=1-2", "KEY=0-99999999999999", "KEY=0-6", "KEY=0+4"]
 )
 def test_invalid_secret_labels_are_ignored(label: str) -> None:
-    """It is no reason to fail, and hides nothing that is not a variable's."""
+    """An invalid label is no error, and masks nothing."""
     config = {"Env": ["KEY=value"], "Labels": {masking.SPANS: label}}
     assert Masking.of([config])("some text\n") == "some text\n"
 
 
 @given(st.text(min_size=4, max_size=20), st.text(max_size=60), st.text(max_size=60))
 def test_any_secret_is_masked(secret: str, before: str, after: str) -> None:
-    """No line that it is printed in shows it."""
+    """No line of the secret appears in the logs."""
     masked, _ = masking_of({"A": f"{before}{secret}{after}"}, secret)
     for line in secret.splitlines():
         if len(line) >= 4:
@@ -128,6 +128,6 @@ def test_any_secret_is_masked(secret: str, before: str, after: str) -> None:
 
 
 def test_short_values_are_not_masked() -> None:
-    """It would be found all over a log."""
+    """A short value occurs in too many words of a log."""
     masked, _ = masking_of({}, "ab")
     assert masked("abab\n") == "abab\n"

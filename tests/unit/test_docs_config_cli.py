@@ -1,4 +1,4 @@
-"""Every key and every option is on its reference page."""
+"""Every configuration key and every option has an entry on its reference page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 CONFIGURATION = (REFERENCE / "configuration.md").read_text()
 COMMAND_LINE = (REFERENCE / "command-line.md").read_text()
 
-#: Where each table of the configuration stands. A provider's own are on any page here.
+#: The heading of each configuration table. Those of other providers are on any reference page.
 SECTIONS = {
     "": "## Top level",
     "Artifacts": "## `[artifacts]`",
@@ -28,14 +28,14 @@ SECTIONS = {
 
 
 def section(page: str, heading: str) -> str:
-    """What stands under a heading, up to the next of any level."""
+    """The text under a heading, up to the next heading of any level."""
     _, found, rest = page.partition(f"\n{heading}\n")
     assert found, f"no section {heading!r}"
     return re.split(r"^#+ ", rest, maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def keys() -> Iterator[tuple[str, str]]:
-    """Every table's keys, by the table's name."""
+    """The keys of every table, with the table's name."""
     document = schema.schema()
     for name, table in {"": document, **document["$defs"]}.items():
         yield from ((name, key) for key in table["properties"])
@@ -43,7 +43,7 @@ def keys() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize(("table", "key"), list(keys()))
 def test_every_key_is_documented(table: str, key: str) -> None:
-    """With its type, its default and its meaning: a row of the table's table."""
+    """Each has a row in the reference table."""
     heading = SECTIONS.get(table)
     pages = "".join(page.read_text() for page in REFERENCE.glob("*.md"))
     place = pages if heading is None else section(CONFIGURATION, heading)
@@ -51,7 +51,7 @@ def test_every_key_is_documented(table: str, key: str) -> None:
 
 
 def test_every_documented_key_exists() -> None:
-    """A key that is gone is gone from the page."""
+    """A removed key must be removed from the page, too."""
     known = {(table, key) for table, key in keys()}
     for table, heading in SECTIONS.items():
         for key in re.findall(r"^\| `([a-z-]+)` \|", section(CONFIGURATION, heading), re.MULTILINE):
@@ -61,7 +61,7 @@ def test_every_documented_key_exists() -> None:
 def commands(
     parser: argparse.ArgumentParser, name: str = ""
 ) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """Every command with its parser, nested ones as ``images prune``."""
+    """Every command with its parser; nested ones are named like ``images prune``."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for word, inner in action.choices.items():
@@ -77,9 +77,9 @@ SHARED = {option for action in PARSER._actions for option in action.option_strin
     ("name", "parser"), [pytest.param(*one, id=one[0]) for one in commands(PARSER)]
 )
 def test_every_command_and_option_is_documented(name: str, parser: argparse.ArgumentParser) -> None:
-    """Under the command's own heading, but for what every command takes."""
+    """Options are under their command's heading, except for the global ones."""
     if name == "artifact":
-        return  # it does nothing by itself
+        return  # it only has subcommands
     place = section(COMMAND_LINE, f"## `{name}`")
     own = {option for action in parser._actions for option in action.option_strings} - SHARED
     for option in own:
@@ -87,20 +87,20 @@ def test_every_command_and_option_is_documented(name: str, parser: argparse.Argu
 
 
 def test_global_options_are_documented() -> None:
-    """Once, for all of them."""
+    """They are documented once, in a section of their own."""
     place = section(COMMAND_LINE, "## Global options")
     for option in SHARED:
         assert f"`{option}" in place
 
 
 def test_every_documented_command_exists() -> None:
-    """Nor one that was renamed."""
+    """A removed or renamed command must not stay on the page."""
     headings = set(re.findall(r"^## `(.+)`$", COMMAND_LINE, re.MULTILINE))
     assert headings == {name for name, _ in commands(PARSER)} - {"artifact"}
 
 
 @pytest.mark.parametrize("name", [name for name, _ in commands(PARSER)])
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """It runs, and says more than the usage."""
+    """The help has more lines than the usage alone."""
     assert cli.main([*name.split(), "--help"]) == 0
     assert len(capsys.readouterr().out.splitlines()) > 5

@@ -1,4 +1,4 @@
-"""The documentation uses one word for each thing, and its tables are the code's."""
+"""The documentation uses one word for each thing, and its tables match the code."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ PAGES = [
     *sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts),
 ]
 
-#: Where another word is right: it is somebody else's name for their own thing.
+#: Excluded words in other projects' own names.
 ALLOWED = r"dns[ -]backends?|rollout undo"
 
-#: How a word goes on: checksums, registries, sandboxed, catalogues.
+#: The endings of inflected words: checksums, registries, sandboxed, catalogues.
 ENDINGS = r"(?:e?s|e?d|ing|'s)?"
 
-#: Words that others write in two, by their first part.
+#: The first parts of words that are also written as two.
 SPLIT = {
     word: word[:cut]
     for word, cut in (
@@ -44,7 +44,7 @@ SPLIT = {
     )
 }
 
-#: Phrases that have a plain form; the second is what to write.
+#: Excluded phrases, each with the plain form to write instead.
 PHRASES = {
     r"\btear(s|ing)? (them |it |all )*down\b|\btorn down\b": "destroy, clean up",
     r"\bfor certain\b": "always",
@@ -70,7 +70,7 @@ PHRASES = {
 
 
 def terms() -> Iterator[tuple[str, str]]:
-    """Every word that the glossary excludes, with the term that is right."""
+    """Every word that the glossary excludes, with the correct term."""
     rows = re.findall(r"^\| ([a-z ]+) \| .+ \|(.*)\|$", GLOSSARY, re.MULTILINE)
     for term, others in rows[1:]:
         for other in filter(None, (word.strip() for word in others.split(","))):
@@ -78,7 +78,7 @@ def terms() -> Iterator[tuple[str, str]]:
 
 
 def pattern(word: str) -> str:
-    """A word in any number and form, in one word or two, with a hyphen, or at the end of a line."""
+    """A pattern for a word in all forms, as one word or two, also across a line end."""
     parts = re.split(r"[ -]", word.lower())
     *first, last = (re.escape(part) for part in parts)
     last = rf"(?:{last[:-1]}ies|{last})" if last.endswith("y") else last
@@ -88,8 +88,7 @@ def pattern(word: str) -> str:
 
 
 def prose(page: Path) -> str:
-    """A page without its code, where names are those of programs, and without the glossary's own
-    column of words that are not used."""
+    """A page's text without code, and without the glossary's table of excluded words."""
     text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
     if page.name == "glossary.md":
         text = re.sub(r"^\|.*\|$", "", text, flags=re.MULTILINE)
@@ -98,7 +97,7 @@ def prose(page: Path) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_pages_use_no_excluded_words(page: Path) -> None:
-    """One word for one thing; and the plain form of what has one."""
+    """The glossary has one term for each thing."""
     assert len(list(terms())) > 5
     text = re.sub(ALLOWED, "", prose(page))
     for other, term in terms():
@@ -114,19 +113,19 @@ def test_pages_use_no_excluded_words(page: Path) -> None:
     ],
 )
 def test_inflected_forms_of_words_are_excluded(sibling: str) -> None:
-    """Another number, a hyphen or a line's end lets no word through."""
+    """Plurals, hyphens and line ends do not hide a word."""
     assert any(re.search(pattern(other), f"every {sibling} here") for other, _ in terms())
 
 
 @pytest.mark.parametrize("word", ["drives", "manifestation", "keys", "back", "a driveway", "hash"])
 def test_similar_words_are_not_excluded(word: str) -> None:
-    """What only begins alike may be written."""
+    """Words that only begin in the same way are allowed."""
     assert not any(re.search(pattern(other), f"every {word} here") for other, _ in terms())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_pages_use_no_excluded_phrases(page: Path) -> None:
-    """Nobody has to read a sentence twice."""
+    """A reader should understand every sentence at once."""
     if page.name in {"leaks.md", "aws.md", "providers-aws.md", "providers-containers.md"}:
         return
     for phrase, plain in PHRASES.items():
@@ -134,7 +133,7 @@ def test_pages_use_no_excluded_phrases(page: Path) -> None:
 
 
 def messages() -> Iterator[tuple[str, str]]:
-    """Strings of three or more words in the package, but for docstrings, with their places."""
+    """The package's strings of three or more words, without docstrings, with their places."""
     for file in sorted((ROOT / "pytest_ephemeral").rglob("*.py")):
         tree = ast.parse(file.read_text())
         docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
@@ -145,7 +144,7 @@ def messages() -> Iterator[tuple[str, str]]:
 
 
 def test_messages_use_no_excluded_phrases() -> None:
-    """Errors, help and progress are read more often than any page."""
+    """Errors, help and progress are read more often than the pages."""
     found = list(messages())
     assert len(found) > 1000
     for place, text in found:
@@ -154,7 +153,7 @@ def test_messages_use_no_excluded_phrases() -> None:
 
 
 def test_glossary_terms_are_unique_and_sorted() -> None:
-    """It is looked up by eye."""
+    """Readers look terms up by eye."""
     found = re.findall(r"^\| ([a-z ]+) \|", GLOSSARY, re.MULTILINE)[1:]
     assert found == sorted(set(found))
 
@@ -170,7 +169,7 @@ def test_the_documented_layers_match_the_import_test() -> None:
 
 
 def test_paths_in_contributing_exist() -> None:
-    """A file or folder of the table "to change … go to …" that is gone would mislead."""
+    """The table "to change … go to …" must not name a removed file or folder."""
     page = (ROOT / "CONTRIBUTING.md").read_text()
     section = page.partition("## To change")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (?!to change|---)(.+?) \| (.+) \|$", section, re.MULTILINE)
@@ -181,7 +180,7 @@ def test_paths_in_contributing_exist() -> None:
 
 
 def test_every_error_is_on_the_troubleshooting_page() -> None:
-    """Every class that a user can meet is on the troubleshooting page, and no other."""
+    """Every error class has a row with cause and cure, and there are no other rows."""
     page = (DOCS / "reference" / "troubleshooting.md").read_text().partition("## By error")[2]
     rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \|$", page, re.MULTILINE)
     known = {
@@ -194,20 +193,20 @@ def test_every_error_is_on_the_troubleshooting_page() -> None:
 
 
 def test_every_environment_variable_is_documented() -> None:
-    """Those of ours, and those of others that have a meaning here."""
+    """These are our own variables, and those of other tools that we read."""
     page = (DOCS / "reference" / "environment-variables.md").read_text()
     publishers = (DOCS / "reference" / "publishers.md").read_text()
     read = set()
     for file in (ROOT / "pytest_ephemeral").rglob("*.py"):
         read |= set(re.findall(r"environ(?:\.get\(|\[)\"([A-Z_]+)\"", file.read_text()))
-    internal = {"SHELL", "STATE", "XDG_RUNTIME_DIR", "GREETING"}  # the last is of the test kit
+    internal = {"SHELL", "STATE", "XDG_RUNTIME_DIR", "GREETING"}  # GREETING: of the test kit
     ci = {name for name in read if name.startswith(("CI_", "GITHUB_", "BITBUCKET_", "BASH_"))}
     for name in read - internal - ci:
         assert name in page or name in publishers, name
 
 
 def test_the_compatibility_page_matches_the_package_metadata() -> None:
-    """The versions that the package itself asks for."""
+    """The page has the versions of Python and pytest that the package requires."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     page = (DOCS / "reference" / "compatibility.md").read_text()
     python = project["requires-python"].removeprefix(">=")

@@ -1,4 +1,4 @@
-"""What can be seen at once is told at once: no command waits for an error that is there already."""
+"""Errors that can be detected at once are reported at once: no command waits for them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pytest_ephemeral import cli
 from pytest_ephemeral.providers.docker import engine
 from support.processes import PROGRAM
 
-#: Seconds that a user waits at most. On a quiet machine each of these takes one.
+#: The longest wait for an error, in seconds. On an idle machine each of these takes one.
 SOON = 10.0
-#: Seconds in which the program starts and ends on a quiet machine.
+#: Seconds in which the program starts and ends on an idle machine.
 START = 0.5
 
 CONFIGURATION = """
@@ -85,14 +85,14 @@ def project(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def soon(tmp_path_factory: pytest.TempPathFactory) -> float:
-    """``SOON``, and as many times that as this machine is slower now than a quiet one."""
+    """``SOON``, multiplied by how much slower this machine is than an idle one."""
     began = time.monotonic()
     subprocess.run([PROGRAM, "list"], cwd=tmp_path_factory.mktemp("none"), check=False)
     return SOON * max(1.0, (time.monotonic() - began) / START)
 
 
 def run(project: Path, *argv: str, **more: str) -> tuple[int, str, float]:
-    """Run a program in the project: its exit status, what it said, and how long that took."""
+    """Run a program in the project; return its exit status, its output and its duration."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     variables = {
         **kept,
@@ -133,7 +133,7 @@ def run(project: Path, *argv: str, **more: str) -> tuple[int, str, float]:
 def test_commands_report_known_errors_quickly(
     project: Path, soon: float, command: str, said: str
 ) -> None:
-    """Whatever is missing: the name, the file, the variable, the engine, the account."""
+    """A name, a file, a variable, an engine or an account is missing."""
     status, printed, seconds = run(project, str(PROGRAM), *command.split())
     assert status != 0
     assert re.search(said, printed, re.DOTALL), printed
@@ -142,7 +142,7 @@ def test_commands_report_known_errors_quickly(
 
 @pytest.mark.parametrize("template", ["stagin", "staging", "scripted", "keyed", "container"])
 def test_pytest_reports_known_errors_quickly(project: Path, soon: float, template: str) -> None:
-    """Before any test, or as the error of the test that needed it."""
+    """The error comes before all tests, or as the error of the test that needs it."""
     argv = ["-m", "pytest", "-p", "no:cacheprovider", "--ephemeral-env"]
     status, printed, seconds = run(
         project, sys.executable, *argv, f"--ephemeral-template={template}"
@@ -154,7 +154,7 @@ def test_pytest_reports_known_errors_quickly(project: Path, soon: float, templat
 def test_an_unresponsive_engine_is_reported(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It takes connections and never answers: it is asked for a sign of life first, and named."""
+    """It accepts connections but never responds, so a ping with a short timeout comes first."""
     assert engine._PING <= SOON
     monkeypatch.setattr(engine, "_PING", 0.2)
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(project / "state"))

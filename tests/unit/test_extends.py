@@ -1,4 +1,4 @@
-"""``extends``: what differs from another image or template is all that is written."""
+"""``extends``: a table has only the differences from another image or template."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def load(tmp_path: Path, more: str) -> config.Config:
 
 
 def is_valid(more: str) -> bool:
-    """What an editor with the JSON Schema says."""
+    """Whether the configuration is valid for editors that use the JSON Schema."""
     document = json.loads(json.dumps(schema.schema()))
     return jsonschema.Draft7Validator(document).is_valid(tomllib.loads(BASE + more))
 
 
 def test_extending_a_template_merges_tables_and_replaces_values(tmp_path: Path) -> None:
-    """Tables are merged; all else is replaced; in any order, over several steps."""
+    """Tables may be in any order, and may extend over several steps."""
     more = (
         '[templates.a-third]\nextends = "other"\nports = { web = 80, admin = 81 }\n'
         '[templates.other]\nextends = "staging"\nmemory = "1G"\n'
@@ -73,7 +73,7 @@ def test_extending_a_template_merges_tables_and_replaces_values(tmp_path: Path) 
 
 
 def test_images_extend_images(tmp_path: Path) -> None:
-    """Whoever made the table has no part in the key: the same in full is the same image."""
+    """The key does not depend on ``extends``: the same recipe in full has the same key."""
     more = (
         '[images.loud]\nextends = "shop"\nbuild-args = { MODE = "loud" }\n'
         '[images.same]\nprovider = "docker"\ncontext = "."\n'
@@ -139,7 +139,7 @@ def test_images_extend_images(tmp_path: Path) -> None:
     ],
 )
 def test_invalid_extends_are_reported_at_their_table(tmp_path: Path, more: str, said: str) -> None:
-    """One message, at the table where it is to be mended."""
+    """There is one message, with the path of the table to correct."""
     with pytest.raises(ConfigurationError) as caught:
         load(tmp_path, more)
     assert str(caught.value).startswith(f"{tmp_path}/ephemeral.toml: {said}")

@@ -1,4 +1,4 @@
-"""Why an environment is not ready is told with its cause, and as soon as it is seen."""
+"""Hints: the cause of a failed readiness probe, as soon as it is known."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from unit.test_readiness import Scripted, answering, environment, wait
     ],
 )
 def test_a_readiness_timeout_names_the_cause(status: int, log: str, said: str) -> None:
-    """And what to change."""
+    """The hint also says what to change."""
     provider = Scripted()
     provider.text = log + "\n"
     with answering(status) as env, pytest.raises(ReadinessError, match=f"hint: .*{said}"):
@@ -45,7 +45,7 @@ def test_a_readiness_timeout_names_the_cause(status: int, log: str, said: str) -
 
 @pytest.mark.skipif(not shutil.which("unshare"), reason="needs unshare, of util-linux")
 def test_a_disabled_loopback_interface_is_reported() -> None:
-    """By the launch itself, and by a probe of another provider: no process can be reached."""
+    """The launch, the probe and ``doctor`` report it: no process can be reached."""
     script = """
 from pytest_ephemeral.environments import hints
 from pytest_ephemeral.environments.probes import TcpProbe
@@ -70,7 +70,7 @@ except LaunchError as error:
 
 
 def test_hints_are_shown_while_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wrong listener, a steady 404: not only when the time is over."""
+    """A wrong listener or a constant 404 is reported before the timeout."""
     monkeypatch.setattr(readiness, "FIRST_HINT", 0.05)
     provider = Scripted()
     provider.advice = "it listens on 127.0.0.1:5000"
@@ -80,7 +80,7 @@ def test_hints_are_shown_while_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     def tell(text: str) -> None:
         told.append(text)
         if "hint: " in text:
-            cancelled.set()  # seen long before its time of a minute
+            cancelled.set()  # long before the timeout of a minute
 
     with answering(404) as env, pytest.raises(LaunchError, match="no longer needed"):
         wait(env, Ready(http="/x"), provider, tell=tell, cancelled=cancelled)
@@ -89,7 +89,7 @@ def test_hints_are_shown_while_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_probe_requests_do_not_hide_startup_errors() -> None:
-    """Hundreds of lines of an access log, and the one that matters is still shown."""
+    """Many lines of an access log must not displace the actual error."""
     provider = Scripted()
     access = '127.0.0.1 - - "GET /healthz HTTP/1.1" 503 -\n'
     provider.text = "migration 7 failed: no such column\n" + access * 60
@@ -112,12 +112,12 @@ def test_probe_requests_do_not_hide_startup_errors() -> None:
     ],
 )
 def test_only_probe_requests_are_removed_from_logs(line: str, kept: bool) -> None:
-    """What else is logged may be why."""
+    """Every other line may be the cause."""
     assert bool(hints.without_probes([line], "/healthz")) is kept
 
 
 def test_a_daemonizing_command_gets_a_foreground_hint() -> None:
-    """It ends with success, and nothing is there."""
+    """It exits with status 0, but no process is left."""
     provider = Scripted()
     provider.state = Status("exited", "app exited with status 0 after 0.1 s")
     with pytest.raises(LaunchError, match="stay in the foreground"):
@@ -126,7 +126,7 @@ def test_a_daemonizing_command_gets_a_foreground_hint() -> None:
 
 @pytest.fixture
 def tls_port(tmp_path: Path) -> Iterator[int]:
-    """A server that speaks TLS only."""
+    """The port of a server that speaks only TLS."""
     key = tmp_path / "key.pem"
     openssl = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x"]
     made = tmp_path / "certificate.pem"
@@ -148,6 +148,6 @@ def tls_port(tmp_path: Path) -> Iterator[int]:
 
 
 def test_a_tls_port_gets_an_https_hint(tls_port: int) -> None:
-    """Instead of a connection that is reset, or an answer that is no HTTP."""
+    """Otherwise the error would be a reset connection or an invalid response."""
     with pytest.raises(ReadinessError, match=f"port {tls_port} speaks TLS: call it https"):
         wait(environment(tls_port), Ready(http="/", timeout=Duration(0.2)), Scripted())

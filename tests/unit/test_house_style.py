@@ -1,4 +1,4 @@
-"""What a reader may rely on: short files and functions, one class for each name, verbs."""
+"""The house style: short files and functions, unique class names, verbs as function names."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ TESTS = Path(__file__).parents[1]
 LONGEST_FILE = 350
 LONGEST_FUNCTION = 40
 
-#: Words that end as participles do, and are verbs or nouns.
+#: Verbs that end like participles.
 VERBS = {"bring", "embed", "exceed", "feed", "need", "ping", "proceed", "put", "seed", "succeed"}
 IRREGULAR = {"bound", "given", "held", "known", "left", "made", "said", "seen", "sent", "shown"}
 IRREGULAR |= {"built", "found", "kept", "lent", "looked", "taken", "told", "written"}
-NOUNS = {"missing", "passed", "pending", "matching", "running", "shared"}  # of what follows them
+NOUNS = {"missing", "passed", "pending", "matching", "running", "shared"}  # before a noun
 
 
 def trees() -> Iterator[tuple[Path, ast.Module]]:
@@ -40,14 +40,14 @@ def all_trees() -> Iterator[tuple[Path, ast.Module]]:
 
 
 def test_files_are_short() -> None:
-    """No module has more lines than a reader keeps in mind, and no file of tests has."""
+    """The limit is the same for the package and the tests."""
     files = [*ROOT.rglob("*.py"), *TESTS.rglob("*.py")]
     lengths = {str(path): len(path.read_text().splitlines()) for path in files}
     assert {path: lines for path, lines in lengths.items() if lines > LONGEST_FILE} == {}
 
 
 def test_names_of_test_modules_are_unique() -> None:
-    """pytest collects no two modules of one name, where their folders are no packages."""
+    """pytest can't collect two modules of one name from folders without ``__init__.py``."""
     named = defaultdict(list)
     for path in sorted(TESTS.rglob("test_*.py")):
         if not (path.parent / "__init__.py").exists():
@@ -56,7 +56,7 @@ def test_names_of_test_modules_are_unique() -> None:
 
 
 def test_functions_fit_on_a_screen() -> None:
-    """No function is longer than a screen, its docstring included."""
+    """The docstring counts, too."""
     long = {
         f"{path}: {node.name}": lines
         for path, tree in all_trees()
@@ -67,7 +67,7 @@ def test_functions_fit_on_a_screen() -> None:
 
 
 def test_class_names_are_unique() -> None:
-    """A name that is read in one module means the same class in every other."""
+    """A class name means the same class in every module."""
     places = defaultdict(list)
     for path, tree in trees():
         for node in ast.walk(tree):
@@ -77,7 +77,7 @@ def test_class_names_are_unique() -> None:
 
 
 def test_public_functions_are_named_by_verbs() -> None:
-    """No public function or method is named by a participle: it says what it does."""
+    """A participle does not say what a function does."""
     named = {
         f"{path}: {node.name}"
         for path, tree in trees()

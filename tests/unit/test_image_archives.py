@@ -21,7 +21,7 @@ from support.wheels import wheel
 
 
 def test_another_machine_fetches_the_image_from_the_store(here):
-    """The same bytes, without a bake; it is sealed there."""
+    """The tree has the same digest, and is not baked again."""
     image = here.obtain()
     here.forget()
     assert here.obtain("never") == image
@@ -32,7 +32,7 @@ def test_another_machine_fetches_the_image_from_the_store(here):
 
 
 def test_mode_never_reports_the_missing_image(here):
-    """It says what is missing, which input differs, and what to run."""
+    """The error has the input that differs, and the command to run."""
     wheel(here)
     with pytest.raises(
         ImageMissingError, match=r"No image of that name.*pytest-ephemeral bake shop"
@@ -45,7 +45,7 @@ def test_mode_never_reports_the_missing_image(here):
 
 
 def test_an_image_without_content_is_baked_again(here):
-    """Or, where that may not be, said to be lost."""
+    """In mode ``never``, which forbids a bake, the error says that it is lost."""
     image = here.obtain()
     here.forget()
     here.store.delete(f"images/{image.archive.removeprefix('sha256:')}")
@@ -56,7 +56,7 @@ def test_an_image_without_content_is_baked_again(here):
 
 
 def test_a_changed_archive_is_refused(here):
-    """Before anything of it is unpacked."""
+    """It is refused before any file is unpacked."""
     image = here.obtain()
     here.forget()
     blob = here.folder / "store/images" / image.archive.removeprefix("sha256:")
@@ -67,7 +67,7 @@ def test_a_changed_archive_is_refused(here):
 
 
 def test_an_archive_with_another_digest_is_refused(here):
-    """One whose name is right, and whose content is not the image's."""
+    """The archive has the recorded name, but not the recorded content."""
     image = here.obtain()
     here.images.catalog.record(msgspec.structs.replace(image, digest="sha256:" + "0" * 64))
     here.forget()
@@ -77,7 +77,7 @@ def test_an_archive_with_another_digest_is_refused(here):
 
 
 def test_a_missing_interpreter_is_reported(here):
-    """A link out of the tree that leads nowhere there is named."""
+    """The error names a link to a file outside of the tree that does not exist here."""
     interpreter = here.folder / "python3"
     interpreter.touch()
     here.obtain(install=[f"ln -s {interpreter} $PREFIX/python"])
@@ -88,7 +88,7 @@ def test_a_missing_interpreter_is_reported(here):
 
 
 def test_a_newer_bake_replaces_the_older_tree(here):
-    """When the catalog's image is another one than the tree under its key."""
+    """The installed tree has the same key as the catalog's image, but another digest."""
     install = ["date +%N > $PREFIX/now"]
     first = here.obtain(install=install)
     stale = here.folder / "stale"
@@ -102,7 +102,7 @@ def test_a_newer_bake_replaces_the_older_tree(here):
 
 
 def test_export_and_import_transfer_an_image(here):
-    """One file, to a store that knows nothing of it."""
+    """Another store needs nothing but the exported file."""
     image = here.obtain()
     here.images.export(image, here.folder / "shop.image")
     here.forget()
@@ -112,7 +112,7 @@ def test_export_and_import_transfer_an_image(here):
 
 
 def test_a_damaged_export_is_refused(here):
-    """Whether it is something else, or its parts don't belong together."""
+    """It is another file, or its record does not match its content."""
     image = here.obtain()
     file = here.folder / "shop.image"
     file.write_bytes(b"something else")
@@ -130,7 +130,7 @@ def test_a_damaged_export_is_refused(here):
 
 
 def test_export_failures_are_explained(here):
-    """No folder, a folder in the file's place, lost content; nothing half-written stays."""
+    """The path is a folder or its folder is missing, or the content is lost."""
     image = here.obtain()
     for folder in (here.folder, Path(), Path(".."), Path("/")):
         with pytest.raises(ConfigurationError, match="it is a folder; name a file in it"):

@@ -1,4 +1,4 @@
-"""An image is its bytes: what its record says is checked against them, and a key only finds it."""
+"""An image is identified by its digest: records are checked, and a key only finds it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from support.machines import RANDOM, Machine
 
 
 def test_bakes_of_one_key_have_distinct_references(here: Machine) -> None:
-    """Then the references differ, which stages, approvals and promotions are about."""
+    """Stages, approvals and promotions refer to one bake, not to its key."""
     first = here.obtain(install=RANDOM)
     second = here.obtain("always", install=RANDOM)
 
@@ -43,7 +43,7 @@ def test_bakes_of_one_key_have_distinct_references(here: Machine) -> None:
 
 @pytest.mark.parametrize("key", ["sha256:../victim", "../victim", "sha256:" + "A" * 64, "sha256:"])
 def test_prune_ignores_forged_keys(here: Machine, key: str) -> None:
-    """A record forged in the store names a folder beside the trees."""
+    """A record forged in the store could name a folder that is not an image."""
     image = here.obtain()
     victim = here.folder / "root" / "victim"
     victim.mkdir()
@@ -60,7 +60,7 @@ def test_prune_ignores_forged_keys(here: Machine, key: str) -> None:
 
 
 def test_records_copied_to_another_path_are_ignored(here: Machine) -> None:
-    """Copied to another name or key, it does not become that image."""
+    """A record counts only at the path of its own name and key."""
     image = here.obtain()
     here.store.create(f"catalog/shop/{'ab' * 32}.json", encode(image))
     here.store.create(f"catalog/other/{image.key[7:]}.json", encode(image))
@@ -71,7 +71,7 @@ def test_records_copied_to_another_path_are_ignored(here: Machine) -> None:
 
 
 def test_import_refuses_other_content_for_a_known_key(here: Machine) -> None:
-    """A forged file with an honest key: the honest record stays."""
+    """A forged bundle with a valid key does not replace the existing record."""
     honest = here.obtain(install=RANDOM)
     here.obtain("always", install=RANDOM)
     forged = here.images.catalog.get("shop")
@@ -99,7 +99,7 @@ def requiring(here: Machine, public: Path) -> Images:
 def test_unsigned_images_are_refused_if_signatures_are_required(
     here: Machine, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither launched nor promoted; a changed record is as good as unsigned."""
+    """They are neither launched nor promoted, and a changed record counts as unsigned."""
     images = requiring(here, keys[1])
     unsigned = here.obtain()
     with pytest.raises(ProvenanceError, match="is not signed"):
@@ -125,7 +125,7 @@ def test_unsigned_images_are_refused_if_signatures_are_required(
 
 
 def test_fetch_returns_a_private_verified_copy(here: Machine, tmp_path: Path) -> None:
-    """Whoever can write to the repository swaps the file after the look: nobody installs that."""
+    """A file swapped in the repository after the check is never installed."""
     (here.folder / "dist").mkdir()
     (here.folder / "dist" / "shop-1.tar.gz").write_text("honest")
     artifact = here.images._artifacts.find("dist/shop-*.tar.gz", here.folder)
@@ -146,7 +146,7 @@ def test_fetch_returns_a_private_verified_copy(here: Machine, tmp_path: Path) ->
 
 
 def test_unpack_refuses_archives_larger_than_the_image(tmp_path: Path) -> None:
-    """A few kilobytes that describe gigabytes: refused before they are on the disk."""
+    """A small archive can describe gigabytes; it is refused before any data is written."""
     file = tmp_path / "bomb"
     with gzip.open(file, "wb", 9) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
         member = tarfile.TarInfo("zeros")
@@ -160,7 +160,7 @@ def test_unpack_refuses_archives_larger_than_the_image(tmp_path: Path) -> None:
 
 
 def test_a_sparse_archive_is_refused(tmp_path: Path) -> None:
-    """As GNU tar writes them: ten kilobytes for three gigabytes of holes."""
+    """GNU tar can describe a hole of 3 GB in 10 KB."""
     hollow = tmp_path / "hollow"
     with hollow.open("wb") as stream:
         stream.truncate(3 << 30)
@@ -177,7 +177,7 @@ def test_a_sparse_archive_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_bundle_with_a_path_as_name_is_refused(here: Machine) -> None:
-    """Its name becomes a path."""
+    """An image's name becomes part of a path."""
     image = here.obtain()
     here.images.export(image, here.folder / "file")
     record = json.loads(encode(image)) | {"name": "../../x"}
@@ -196,7 +196,7 @@ def test_a_bundle_with_a_path_as_name_is_refused(here: Machine) -> None:
 
 
 def test_bake_logs_are_private_to_the_user(here: Machine) -> None:
-    """Install scripts print tokens."""
+    """Install scripts may print tokens."""
     old = os.umask(0o022)
     try:
         here.obtain()
@@ -209,7 +209,7 @@ def test_bake_logs_are_private_to_the_user(here: Machine) -> None:
 
 
 def test_a_fifo_in_the_store_does_not_block(here: Machine) -> None:
-    """Whoever can write to the store can put one there."""
+    """Any user with write access to the store can create one."""
     image = here.obtain()
     os.mkfifo(here.folder / "store" / "catalog" / "shop" / f"{'ab' * 32}.json")
 
@@ -221,7 +221,7 @@ def test_a_fifo_in_the_store_does_not_block(here: Machine) -> None:
 def test_bake_failures_mask_index_and_proxy_passwords(
     here: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """pip and curl print the address they ask: in the error, in the log, on the console."""
+    """pip and curl print URLs; passwords are masked in the error, the log and the console."""
     monkeypatch.setenv("PIP_INDEX_URL", "https://anna:swordfish@index.example/simple")
     monkeypatch.setenv("https_proxy", "http://bob:tuna%20fish@proxy.example:3128")
     script = ['echo "looking in $PIP_INDEX_URL via $https_proxy"; echo "tuna fish"; exit 3']

@@ -1,4 +1,4 @@
-"""Which folders of images are trusted, and images that were made for another folder."""
+"""Which prefix roots are trusted, and images that were baked for another one."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ from pytest_ephemeral.providers.local.prefix import Prefix
 
 
 def test_a_world_writable_prefix_root_is_refused(here):
-    """They could put trees of theirs in."""
+    """Other users could replace trees in it."""
     root = here.folder / "root"
     root.mkdir()
     root.chmod(0o777)
@@ -30,7 +30,7 @@ def test_a_world_writable_prefix_root_is_refused(here):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 def test_a_prefix_root_or_tree_of_another_user_is_refused(here):
-    """Nor what another user put under root's sticky folder."""
+    """This includes another user's tree in a sticky folder of root."""
     root = here.folder / "root"
     root.mkdir()
     root.chmod(0o1777)
@@ -44,7 +44,7 @@ def test_a_prefix_root_or_tree_of_another_user_is_refused(here):
 
 
 def test_an_image_for_another_root_is_baked_again_without_mounts(here, monkeypatch, tmp_path):
-    """Its paths would be wrong where nothing can be mounted: there, another one is baked."""
+    """Its paths would be wrong without a mount, so another image is baked."""
     image = here.obtain()
     monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(tmp_path / "elsewhere"))
     monkeypatch.setattr(mounts, "refusal", lambda: "Operation not permitted")
@@ -53,12 +53,12 @@ def test_an_image_for_another_root_is_baked_again_without_mounts(here, monkeypat
     other = here.obtain()
     assert other.key != image.key
     assert Path(other.reference).parent == tmp_path / "elsewhere"
-    assert here.images.prune(0, in_use=()) == [other, image]  # of one, only the store's part
+    assert here.images.prune(0, in_use=()) == [other, image]  # image: only what is in the store
     assert Path(image.reference).exists()
 
 
 def test_an_image_for_another_root_is_mounted_if_possible(here, monkeypatch, tmp_path):
-    """By its digest, from the store; it is not baked again, and pruned like one's own."""
+    """It is fetched from the store, not baked, and pruned like any other image."""
     image = here.obtain()
     monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(tmp_path / "elsewhere"))
     monkeypatch.setattr(mounts, "refusal", lambda: "")
@@ -70,7 +70,7 @@ def test_an_image_for_another_root_is_mounted_if_possible(here, monkeypatch, tmp
 
 
 def test_a_damaged_image_of_another_root_is_baked_again(here, monkeypatch, tmp_path):
-    """Its archive is not what its record says: that is told, and another one is baked."""
+    """Its archive does not match its record: a message says so, and another one is baked."""
     image = here.obtain()
     archive = here.folder / "store" / "images" / image.archive.removeprefix("sha256:")
     archive.chmod(0o600)
@@ -83,7 +83,7 @@ def test_a_damaged_image_of_another_root_is_baked_again(here, monkeypatch, tmp_p
 
 @pytest.mark.parametrize("root", ["/", "/proc", "/nowhere"])
 def test_mounts_that_would_hide_system_folders_are_refused(here, monkeypatch, root):
-    """The first folder on the way is not there, or is the kernel's: "/" would be covered."""
+    """A mount there would cover "/" or a folder of the kernel."""
     image = here.obtain()
     monkeypatch.setattr(mounts, "refusal", lambda: "")
     away = str(Path(root) / Path(image.reference).name)
@@ -92,7 +92,7 @@ def test_mounts_that_would_hide_system_folders_are_refused(here, monkeypatch, ro
 
 
 def test_a_forged_mount_location_is_refused(here, monkeypatch, tmp_path):
-    """Only where a tree of that key is installed."""
+    """A location is valid only if it is absolute and named after the image's key."""
     image = here.obtain()
     monkeypatch.setattr(mounts, "refusal", lambda: "")
     for place in ("/usr/bin", f"relative/{Path(image.reference).name}"):
@@ -100,11 +100,11 @@ def test_a_forged_mount_location_is_refused(here, monkeypatch, tmp_path):
             Prefix.at(msgspec.structs.replace(image, reference=place))
 
 
-# -- folders prepared elsewhere ------------------------------------------------------------
+# -- referenced folders --------------------------------------------------------------------
 
 
 def test_a_referenced_folder_is_neither_sealed_nor_archived(here):
-    """Neither sealed nor archived, but pinned."""
+    """Its digest is recorded, so a later change is detected."""
     folder = here.folder / "prepared"
     folder.mkdir()
     (folder / "x").write_text("one")
@@ -126,7 +126,7 @@ def test_a_referenced_folder_is_neither_sealed_nor_archived(here):
 
 
 def test_a_missing_or_combined_reference_is_refused(here):
-    """As a configuration error."""
+    """The folder must exist, and ``reference`` excludes ``install``."""
     with pytest.raises(ConfigurationError, match=r"the folder .*nowhere does not exist"):
         here.obtain(install=None, reference="nowhere")
     (here.folder / "prepared").mkdir()

@@ -1,4 +1,4 @@
-"""Images: from a recipe to what was baked, on this machine and on another."""
+"""Images: from a recipe to a baked image, and the catalog."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ from support.wheels import wheel
 
 
 def test_an_image_is_baked_once(here):
-    """The same recipe gives the same image again, without a bake."""
+    """The same recipe returns the same image without another bake."""
     image = here.obtain(verify=['test "$("$PREFIX/bin/shop")" = shop'])
     assert here.baked
     assert here.obtain() == image
@@ -35,7 +35,7 @@ def test_an_image_is_baked_once(here):
 
 
 def test_the_key_depends_on_the_inputs(here):
-    """Install, artifact, parameters; neither the name nor what only checks the result."""
+    """Script, artifact and variables count; the name and the verify commands do not."""
     wheel(here)
     keys = [
         here.images.key(here.recipe(**changed))
@@ -53,7 +53,7 @@ def test_the_key_depends_on_the_inputs(here):
 
 
 def test_install_script_content_is_part_of_the_key(here):
-    """And is run whether or not it may be executed; it sees prefix, artifact and its own folder."""
+    """A script runs without an executable bit, in an empty folder, with PREFIX and ARTIFACT."""
     wheel(here)
     script = here.folder / "install.sh"
     script.write_text('pwd > "$PREFIX/pwd"; ls -A > "$PREFIX/ls"; cp "$ARTIFACT" "$PREFIX"\n')
@@ -69,13 +69,13 @@ def test_install_script_content_is_part_of_the_key(here):
 
 
 def test_a_missing_install_script_is_a_configuration_error(here):
-    """Naming it."""
+    """The error names the script."""
     with pytest.raises(ConfigurationError, match=r"no\.sh"):
         here.obtain(install="no.sh")
 
 
 def test_only_allowed_variables_reach_the_install_script(here, monkeypatch):
-    """And those that the recipe passes, whose values no log shows."""
+    """Those in ``pass-env`` are allowed, too, but no log shows their values."""
     monkeypatch.setenv("SHOP_TOKEN", "very-secret-token")
     monkeypatch.setenv("SHOP_OTHER", "other")
     for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "PIP_NO_INPUT"):
@@ -96,14 +96,14 @@ def test_only_allowed_variables_reach_the_install_script(here, monkeypatch):
 
 
 def test_bake_output_is_logged_and_shown(here):
-    """Each line with the seconds it took."""
+    """On the console, each line starts with the elapsed seconds."""
     here.obtain(install=["echo one; echo two >&2; touch $PREFIX/x"])
     assert here.logs == "one\ntwo\n"
     assert [line.split(" s  ")[1] for line in here.output] == ["one", "two"]
 
 
 def test_a_failing_install_script_leaves_nothing(here):
-    """It is told with command, status, last lines and the log's path; then it can be mended."""
+    """The error has the command, its exit status, its last lines and the log's path."""
     install = ["touch $PREFIX/half; seq 100; echo no such thing >&2; exit 3"]
     with pytest.raises(BakeError, match=r"exited with 3(?s:.*)\n    100\n    no such") as caught:
         here.obtain(install=install)
@@ -116,7 +116,7 @@ def test_a_failing_install_script_leaves_nothing(here):
 
 
 def test_a_failing_verify_leaves_nothing(here):
-    """What does not verify is no image."""
+    """An image that fails verification is not installed or recorded."""
     with pytest.raises(
         BakeError, match=r"'shop' could not be baked: verifying failed: `false` exited with 1"
     ):
@@ -126,14 +126,14 @@ def test_a_failing_verify_leaves_nothing(here):
 
 
 def test_an_install_with_an_empty_prefix_fails(here):
-    """It has most likely installed somewhere else."""
+    """The script has most likely installed to another place."""
     with pytest.raises(BakeError, match="put nothing into"):
         here.obtain(install=["true"])
     assert here.list_installed() == set()
 
 
 def test_an_interrupted_bake_leaves_nothing(here, monkeypatch):
-    """Ctrl-C while it is sealed, say."""
+    """Ctrl-C is pressed while the image is sealed."""
 
     def interrupt(top):
         raise KeyboardInterrupt
@@ -146,7 +146,7 @@ def test_an_interrupted_bake_leaves_nothing(here, monkeypatch):
 
 
 def test_a_full_disk_is_explained(here, monkeypatch):
-    """And leaves nothing behind."""
+    """The error suggests ``df -h``, and nothing is left."""
 
     def fail(top, file):
         raise OSError(errno.ENOSPC, "No space left on device", str(file))
@@ -159,14 +159,14 @@ def test_a_full_disk_is_explained(here, monkeypatch):
 
 
 def test_an_unwritable_state_folder_is_explained(here):
-    """Its path is said."""
+    """The error has the folder's path."""
     (here.folder / "state").write_text("")
     with pytest.raises(BakeError, match=r"can't be baked.*state"):
         here.obtain()
 
 
 def test_baking_again_replaces_the_record(here):
-    """``always`` bakes anew under the same key; each time the catalog has one record."""
+    """Mode ``always`` bakes again; the catalog keeps one record for the key."""
     first = here.obtain(install=["date +%N > $PREFIX/now"])
     second = here.obtain("always", install=["date +%N > $PREFIX/now"])
     assert here.baked
@@ -176,7 +176,7 @@ def test_baking_again_replaces_the_record(here):
 
 
 def test_an_image_in_use_is_not_replaced(here, monkeypatch):
-    """It is refused, and the image stays as it is."""
+    """The bake is refused, and the image stays unchanged."""
     image = here.obtain()
     monkeypatch.setattr(prefix, "_GRACE_SECONDS", 0.05)
     running = share(Prefix.at(image))
@@ -191,7 +191,7 @@ def test_an_image_in_use_is_not_replaced(here, monkeypatch):
 
 
 def test_images_with_the_same_key_share_a_tree(here):
-    """The second one is not baked; and removing either leaves the other."""
+    """The second is not baked, and removing one keeps the other."""
     first = here.obtain()
     second = here.obtain(name="shop-too")
     assert not here.baked
@@ -203,10 +203,10 @@ def test_images_with_the_same_key_share_a_tree(here):
 
 
 def test_another_store_adopts_an_installed_tree(here):
-    """One tree a machine; what another store's bake sealed is verified, and taken over."""
+    """A machine has one tree for each key; it is verified and added to the other store."""
     image = here.obtain()
     other = Machine(here.folder, store="another")
-    running = share(Prefix.at(image))  # it can be adopted while something runs from it
+    running = share(Prefix.at(image))  # it can be adopted while it is in use
     try:
         adopted = other.obtain(verify=["$PREFIX/bin/shop"])
     finally:
@@ -218,11 +218,11 @@ def test_another_store_adopts_an_installed_tree(here):
     assert other.store.has(f"images/{adopted.archive.removeprefix('sha256:')}")
 
 
-# -- never changed -------------------------------------------------------------------------
+# -- changed images ------------------------------------------------------------------------
 
 
 def test_an_environment_cant_change_its_image(here, tmp_path):
-    """Not even as root, where the kernel lets us mount."""
+    """This includes root, on kernels that allow us to mount."""
     image = here.obtain()
     content = Path(image.reference)
     for attempt in ("touch $P/new", "rm -rf $P/lib", "chmod u+w $P && echo x >> $P/lib/numbers"):
@@ -240,13 +240,13 @@ def test_an_environment_cant_change_its_image(here, tmp_path):
 
 
 def test_a_verify_command_cant_change_the_image(here):
-    """It is told that it may not."""
+    """An attempt to write fails the bake."""
     with pytest.raises(BakeError, match="verifying"):
         here.obtain(verify=["touch $PREFIX/new"])
 
 
 def test_a_changed_image_is_refused(here):
-    """One byte, with size, time and mode put back: named, with the way out; and that works."""
+    """A changed byte is found even with the old size, time and mode; --force bakes again."""
     image = here.obtain()
     file = Path(image.reference, "lib/numbers")
     status, content = file.stat(), file.read_bytes()
@@ -260,7 +260,7 @@ def test_a_changed_image_is_refused(here):
 
 
 def test_a_restored_image_is_recognised(here, monkeypatch):
-    """Other inodes and times, the same content: looked into once, and known from then on."""
+    """Inodes and times differ, so its content is read once and then known."""
     image = here.obtain()
     content = Path(image.reference)
     archive.pack(content, here.folder / "backup")
@@ -275,7 +275,7 @@ def test_a_restored_image_is_recognised(here, monkeypatch):
 
 
 def test_images_are_found_by_name_and_by_key(here):
-    """The newest of a name; a key's first digits; the closest name otherwise."""
+    """A name finds the newest image; the start of a key finds its image."""
     old = here.obtain()
     new = here.obtain(install=[*INSTALL, "true"])
     catalog = here.images.catalog
@@ -288,7 +288,7 @@ def test_images_are_found_by_name_and_by_key(here):
 
 
 def test_a_broken_catalog_record_is_skipped(here):
-    """It is named, hides nothing else, and its image is baked again."""
+    """It is reported, other records stay valid, and its image is baked again."""
     image = here.obtain()
     other = here.obtain(name="other", install=[*INSTALL, "true"])
     record = here.folder / f"store/catalog/shop/{image.key[7:]}.json"
@@ -301,7 +301,7 @@ def test_a_broken_catalog_record_is_skipped(here):
 
 
 def test_prune_keeps_the_newest_and_used_images(here):
-    """Content, archive and record of the others go."""
+    """The trees, archives and records of the others are removed."""
     images = [here.obtain(install=[*INSTALL, f": {n}"]) for n in range(4)]
     other = here.obtain(name="other", install=[*INSTALL, ": other"])
     removed = here.images.prune(1, in_use={images[1].key})
@@ -309,6 +309,6 @@ def test_prune_keeps_the_newest_and_used_images(here):
     assert here.images.catalog.entries() == [other, images[1], images[3]]
     assert not Path(images[0].reference).exists()
     assert Path(images[1].reference).exists()
-    # The four differ in nothing but the comment: their archives are one if their times are.
+    # The four differ only in a shell comment: with equal times, they share one archive.
     kept = {image.archive.removeprefix("sha256:") for image in (other, images[1], images[3])}
     assert {path.name for path in (here.folder / "store/images").iterdir()} == kept

@@ -1,4 +1,4 @@
-"""The house's one-way streets: who may import whom, and what a bare pytest run must not load."""
+"""Imports between layers, and the modules that a plain pytest run must not load."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from support.processes import run_python
 ROOT = Path(pytest_ephemeral.__file__).parent
 PACKAGE = "pytest_ephemeral"
 
-#: From the ground up: a module imports from its own layer and those below it. A package's name
-#: stands for all in it that is not named itself.
+#: From the lowest layer up: a module imports from its own layer and lower ones. A package's name
+#: includes all of its modules that are not named.
 LAYERS = [
     ["errors"],
     ["durations", "masking", "text", "urls"],
@@ -46,10 +46,10 @@ LAYERS = [
     ["pytest_plugin", "cli", "testing"],
 ]
 
-#: These never import each other, and nothing imports them.
+#: These do not import each other, and no other module imports them.
 HOSTS = {"pytest_plugin", "cli", "testing"}
 
-#: The one late look upwards: an environment finds who can act on it, when it is asked to.
+#: The only late import of a higher layer: an environment's methods load its provider when called.
 LATE = {("models", "providers")}
 
 EXPENSIVE = ["boto3", "docker", "requests", "rich", "msgspec", "asyncio"]
@@ -57,7 +57,7 @@ ONLY_THE_PLUGINS = {"pytest", "_pytest", "xdist"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    """Every module by the part of its name after the package's."""
+    """Every module, by its name without the package's."""
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
         name = ".".join(part for part in parts if part != "__init__")
@@ -66,7 +66,7 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 
 def imported(path: Path) -> Iterator[tuple[str, bool]]:
-    """What a module imports, and whether that happens while it is imported itself."""
+    """What a module imports, and whether that happens at its own import."""
     tree = ast.parse(path.read_text())
     late = {
         inner
@@ -79,13 +79,13 @@ def imported(path: Path) -> Iterator[tuple[str, bool]]:
             yield from ((alias.name, node not in late) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             module = _absolute(node, path)
-            of_ours = module == PACKAGE  # there, what is imported are modules
+            of_ours = module == PACKAGE  # the imported names are modules
             names = [alias.name for alias in node.names] if of_ours else [""]
             yield from ((f"{module}.{name}".strip("."), node not in late) for name in names)
 
 
 def mentioned(path: Path) -> Iterator[str]:
-    """Every name that a module's imports may mean a module by."""
+    """Every module that a module's imports may refer to."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -97,7 +97,7 @@ def mentioned(path: Path) -> Iterator[str]:
 
 
 def _absolute(node: ast.ImportFrom, path: Path) -> str:
-    """The module that is imported from, also where that is said relative to this one."""
+    """The absolute name of the module that is imported from."""
     if not node.level:
         return str(node.module)
     folder = path.parents[node.level - 1].relative_to(ROOT.parent)
@@ -113,7 +113,7 @@ def _for_types(node: ast.AST) -> bool:
 
 
 def part(name: str) -> str:
-    """The most particular name of the table that a module goes by."""
+    """The most specific name in LAYERS that includes a module."""
     known = {known for names in LAYERS for known in names}
     while name not in known:
         assert "." in name, f"{name} has no place in the house: give it one in LAYERS"
@@ -127,7 +127,7 @@ def height(name: str) -> int:
 
 @pytest.mark.parametrize(("name", "path"), [pytest.param(*one, id=one[0]) for one in modules()])
 def test_imports_never_go_to_a_higher_layer(name: str, path: Path) -> None:
-    """Down, never up: what is below can be read, tested and used without what is above."""
+    """Lower layers can be read, tested and used without the higher ones."""
     for module, _ in imported(path):
         if not module.startswith(f"{PACKAGE}."):
             continue
@@ -139,13 +139,13 @@ def test_imports_never_go_to_a_higher_layer(name: str, path: Path) -> None:
 
 
 def test_imports_are_not_circular() -> None:
-    """Not in a circle either, whenever it happens; but for the one late look upwards."""
+    """This includes late imports, except for those in LATE."""
     known = {f"{PACKAGE}.{name}": name for name, _ in modules()}
     graph = {
         name: {known[module] for module in mentioned(path) if module in known} - {name}
         for name, path in modules()
     }
-    for package, needed in graph.items():  # what a package hands out is its own
+    for package, needed in graph.items():  # a package may import its own modules
         needed -= {name for name in needed if name.startswith(f"{package}.")}
     for above, below in LATE:
         graph[above] -= {name for name in graph[above] if part(name) == below}
@@ -158,20 +158,20 @@ def test_imports_are_not_circular() -> None:
 
 @pytest.mark.parametrize(("name", "path"), [pytest.param(*one, id=one[0]) for one in modules()])
 def test_only_the_plugin_imports_pytest(name: str, path: Path) -> None:
-    """The command line, the watchdog and every provider work where there is no pytest."""
+    """The command line, the watchdog and all providers work without pytest."""
     tops = {module.partition(".")[0] for module, _ in imported(path)}
     assert part(name) in {"pytest_plugin", "testing"} or not tops & ONLY_THE_PLUGINS
 
 
 @pytest.mark.parametrize(("name", "path"), [pytest.param(*one, id=one[0]) for one in modules()])
 def test_large_libraries_are_imported_lazily(name: str, path: Path) -> None:
-    """Nobody waits for boto3 who runs processes of this machine, or needs to have it."""
+    """A user of local environments should not wait for boto3, or need it."""
     early = {module.partition(".")[0] for module, now in imported(path) if now}
     assert not early & {"boto3", "botocore", "docker", "requests", "rich"}
 
 
 def test_the_plugin_loads_no_expensive_module() -> None:
-    """pytest loads it in every run of everyone who has it installed."""
+    """pytest loads the plugin in every run on a machine that has it installed."""
     code = (
         "import json, sys, pytest; before = set(sys.modules);"
         "import pytest_ephemeral.pytest_plugin.plugin;"
@@ -182,7 +182,7 @@ def test_the_plugin_loads_no_expensive_module() -> None:
 
 
 def test_a_worker_loads_no_broker_modules() -> None:
-    """Of the many that xdist starts at once, each delays the others."""
+    """xdist starts many workers at once, and the imports of each delay the others."""
     code = (
         "import sys, pytest, pytest_ephemeral.pytest_plugin.plugin;"
         "from pytest_ephemeral.pytest_plugin import session, worker;"
@@ -195,7 +195,7 @@ def test_a_worker_loads_no_broker_modules() -> None:
 
 @pytest.mark.parametrize(("name", "path"), [pytest.param(*one, id=one[0]) for one in modules()])
 def test_modules_read_no_environment_variables_at_import(name: str, path: Path) -> None:
-    """What is read at import is read once, too early, and can't be changed by a test."""
+    """Such a value is read too early, and a test can't change it."""
     for statement in ast.parse(path.read_text()).body:
         if isinstance(statement, ast.Assign | ast.AnnAssign | ast.Expr):
             source = ast.unparse(statement)

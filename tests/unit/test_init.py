@@ -1,4 +1,4 @@
-"""``init``: what it recognises in a folder, and the configuration that it writes."""
+"""``init``: what it detects in a folder, and the configuration that it writes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.compose_versions import with_plugin
 def test_init_writes_an_example_in_an_empty_folder(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It can be read, and says what to do next."""
+    """The example is valid, and stderr has the next command."""
     assert cli.main(["init"]) == 0
     printed = capsys.readouterr()
     assert printed.out == f"{workplace / 'ephemeral.toml'}\n"
@@ -29,7 +29,7 @@ def test_init_writes_an_example_in_an_empty_folder(
 
 
 def test_init_uses_a_console_script(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The one called as the project is; the wheel as its builder will name it."""
+    """It takes the script with the project's name; the wheel's name is normalized."""
     (workplace / "pyproject.toml").write_text(
         '[project]\nname = "My.Shop"\nscripts = { tool = "a:b", "My.Shop" = "a:c" }\n'
     )
@@ -78,14 +78,14 @@ def test_init_uses_a_dockerfile(workplace: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize("text", ["", "services: []", "services: { a: }", "a: [b"])
 def test_init_handles_empty_and_invalid_compose_files(workplace: Path, text: str) -> None:
-    """What is no Compose file is refused; one without services is as if it were not there."""
+    """An invalid file is refused, and one without services is ignored."""
     (workplace / "compose.yaml").write_text(text)
     assert cli.main(["init"]) == (2 if text == "a: [b" else 0)
 
 
 @pytest.mark.parametrize("name", ["shop", "Shop_2", "x" * 80, "ß", '"\\', "---"])
 def test_init_writes_a_valid_file_for_any_project_name(name: str, workplace: Path) -> None:
-    """Names become table names, globs and strings of TOML."""
+    """Names become TOML table names, globs and strings."""
     text = starter(Found(Script(name, name), Container(name, 80)))
     tomllib.loads(text)
     (workplace / "ephemeral.toml").write_text(text)
@@ -95,7 +95,7 @@ def test_init_writes_a_valid_file_for_any_project_name(name: str, workplace: Pat
 def test_init_never_overwrites(
     workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither the file it would write nor one that is named, and no table in a pyproject.toml."""
+    """This includes a file of ``--config`` and a table in a pyproject.toml."""
     other = tmp_path / "other.toml"
     other.write_text("mine")
     assert cli.main(["init", "--config", str(other)]) == 2
@@ -131,7 +131,7 @@ def here(workplace: Path) -> Path:
 
 
 def test_init_uses_a_compose_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The URL leads to the first service with a port; what services build is baked, each once."""
+    """The URL is that of the first service with a port; each build is baked once."""
     assert cli.main(["init", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["service"] == "web"
     read = config.load(here / "ephemeral.toml")
@@ -149,7 +149,7 @@ def test_init_uses_a_compose_file(here: Path, capsys: pytest.CaptureFixture[str]
 def test_init_reads_a_compose_file_without_pyyaml(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Compose 2 says what it means; what init writes is the same."""
+    """Compose 2 prints the file as JSON, and the result is the same."""
     assert cli.main(["init"]) == 0
     text = (here / "ephemeral.toml").read_text()
     assert (
@@ -170,7 +170,7 @@ def test_init_reads_a_compose_file_without_pyyaml(
 def test_init_explains_how_to_read_a_compose_file(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says what would read it; also where docker-compose is 1.29, which prints no JSON."""
+    """The error names what to install, also with docker-compose 1.29, which prints no JSON."""
     monkeypatch.setitem(sys.modules, "yaml", None)
     monkeypatch.setenv("DOCKER_CONFIG", str(here))
     old = here / "docker-compose"
@@ -184,7 +184,7 @@ def test_init_explains_how_to_read_a_compose_file(
 
 
 def test_init_takes_dockerfile_settings_from_the_compose_file(here: Path) -> None:
-    """Its stage, its port and its variables; images of services called alike are two."""
+    """These are stage, port and variables; similar service names get distinct images."""
     (here / "Dockerfile").write_text("FROM scratch AS builder\nFROM builder AS tools\n")
     (here / "docker-compose.yml").write_text(
         "services:\n"

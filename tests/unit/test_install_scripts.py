@@ -1,4 +1,4 @@
-"""Install scripts: which interpreter runs them, what ends them, and which Python they find."""
+"""Install scripts: their interpreter, their errors, and the Python that they use."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from support.machines import Machine
     ],
 )
 def test_the_first_line_selects_the_interpreter(content: bytes, command: list[str]) -> None:
-    """With or without the executable bit; a shell stops at what fails."""
+    """The executable bit does not matter, and a shell stops at the first error."""
     assert install_script.command(content, "f") == command
 
 
 def test_windows_line_endings_are_reported() -> None:
-    """Instead of a command that is not found."""
+    """Otherwise the error would be a command that is not found."""
     with pytest.raises(ConfigurationError, match="CRLF"):
         install_script.command(b"#!/bin/sh\r\necho\r\n", "install.sh")
 
 
 @pytest.mark.parametrize("executable", [False, True])
 def test_a_failing_line_fails_the_bake(here: Machine, executable: bool) -> None:
-    """It is not baked, sealed and kept because the last line succeeded."""
+    """A successful last line must not hide an earlier error."""
     script = here.folder / "install.sh"
     script.write_text('#!/bin/sh\necho a > "$PREFIX/a"\npip-typo install flask\necho done\n')
     script.chmod(0o755 if executable else 0o644)
@@ -57,7 +57,7 @@ def test_a_failing_line_fails_the_bake(here: Machine, executable: bool) -> None:
 def test_the_python_version_is_part_of_the_key(
     here: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A virtual environment of another one is another image."""
+    """A virtual environment of another Python is another image."""
     install = ['python3 -c "import sys; print(sys.version)" > "$PREFIX/version"']
     first = here.obtain(install=install)
     assert first.inputs["python"] != "none"
@@ -73,7 +73,7 @@ def test_the_python_version_is_part_of_the_key(
 
 
 def test_a_recipe_can_select_another_python(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is what `python3` is for the script, and what virtual environments are made with."""
+    """The script's ``python3`` is this version, also for virtual environments."""
     base = Path(
         subprocess.check_output(
             ["python3", "-c", "import sys; print(sys._base_executable)"], text=True
@@ -91,7 +91,7 @@ def test_a_recipe_can_select_another_python(here: Machine, monkeypatch: pytest.M
 
 
 def test_a_python_shim_is_asked_for_its_version(tmp_path: Path) -> None:
-    """A program called python3 that is a script says nothing by its name."""
+    """If ``python3`` is a script, its filename does not tell the version."""
     shim = tmp_path / "python3"
     shim.write_text(f'#!/bin/sh\nexec {shutil.which("python3")} "$@"\n')
     shim.chmod(0o755)
@@ -99,7 +99,7 @@ def test_a_python_shim_is_asked_for_its_version(tmp_path: Path) -> None:
 
 
 def test_an_added_verify_command_runs_once(here: Machine) -> None:
-    """Once; and an image that fails it is not used, whatever was baked before."""
+    """An existing image that fails the new command is not used."""
     here.obtain()
     image = here.obtain(verify=['test -x "$PREFIX/bin/shop"'])
     assert any("verifying" in line for line in here.messages)
@@ -112,7 +112,7 @@ def test_an_added_verify_command_runs_once(here: Machine) -> None:
 
 
 def test_an_old_image_is_not_used_after_a_failed_forced_bake(here: Machine) -> None:
-    """It does not verify either."""
+    """The old image fails the same verify command."""
     here.obtain()
     with pytest.raises(BakeError):
         here.obtain(mode="always", verify=["false"])
@@ -121,7 +121,7 @@ def test_an_old_image_is_not_used_after_a_failed_forced_bake(here: Machine) -> N
 
 
 def test_the_default_store_writes_a_gitignore(tmp_path: Path) -> None:
-    """The default one of a project, as pytest's cache does."""
+    """pytest's cache does the same; a store at another path gets none."""
     from pytest_ephemeral.store import open_store
 
     open_store(".ephemeral", tmp_path).create("environments/a.json", b"{}")
@@ -131,7 +131,7 @@ def test_the_default_store_writes_a_gitignore(tmp_path: Path) -> None:
 
 
 def test_recipe_files_are_copied_beside_the_install_script(here: Machine) -> None:
-    """Under their own paths, in an otherwise empty folder; each is part of the key."""
+    """They keep their paths, in an otherwise empty folder; each is part of the key."""
     (here.folder / "deploy").mkdir()
     (here.folder / "deploy" / "shop.conf").write_text("one")
     (here.folder / "deploy" / "tool").write_text("#!/bin/sh\necho tool\n")
@@ -153,6 +153,6 @@ def test_recipe_files_are_copied_beside_the_install_script(here: Machine) -> Non
     [("nothing/*", "matches 'nothing/"), ("../x", "leads out"), ("/etc/passwd", "leads out")],
 )
 def test_invalid_recipe_files_are_reported(here: Machine, glob: str, said: str) -> None:
-    """Before anything is run."""
+    """The error is raised before any command runs."""
     with pytest.raises(ConfigurationError, match=f"images.shop.files: .*{said}"):
         here.obtain(files=[glob])

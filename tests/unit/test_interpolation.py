@@ -1,4 +1,4 @@
-"""``{env:NAME}`` and ``{image:NAME}``: filled in where they are used, shown nowhere."""
+"""``{env:NAME}`` and ``{image:NAME}``: filled in where used, and masked in all output."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def filled(text: str, **environ: str) -> str:
     ],
 )
 def test_fill_replaces_only_references(text: str, expected: str) -> None:
-    """References are; shell variables, JSON and doubled braces are not."""
+    """Shell variables, JSON and doubled braces stay unchanged."""
     assert filled(text, TOKEN="s3cret") == expected
 
 
 def test_filled_in_values_are_not_expanded_again() -> None:
-    """A secret that happens to look like a reference stays what it is."""
+    """A secret that looks like a reference stays unchanged."""
     assert filled("{env:TOKEN}", TOKEN="{env:OTHER}") == "{env:OTHER}"
 
 
 def test_an_unset_variable_is_reported_with_its_key() -> None:
-    """Whoever reads it knows which variable, and which key asked for it."""
+    """The error has the variable, and the key that refers to it."""
     with pytest.raises(
         ConfigurationError, match=r"templates\.staging\.env\.KEY: .* SHOP_KEY, which is not set"
     ):
@@ -61,13 +61,13 @@ def test_an_unset_variable_is_reported_with_its_key() -> None:
 
 
 def test_an_unknown_image_gets_a_suggestion() -> None:
-    """A slip of the finger is told from an image that was never meant to be."""
+    """The error names the closest image, as a typing error is likely."""
     with pytest.raises(ConfigurationError, match=r"no image 'ship'. Did you mean 'shop'"):
         filled("{image:ship}")
 
 
 def test_recorded_values_keep_variable_references() -> None:
-    """Without an environment, images are filled in and secrets are not."""
+    """Without an ``environ``, images are filled in and secrets are not."""
     values = {"KEY": "{env:TOKEN} {image:shop} {{env:TOKEN}}"}
     done = fill(values, environ=None, images={"shop": IMAGE})
     assert done.variables == {"KEY": "{env:TOKEN} /prefix/1 {{env:TOKEN}}"}
@@ -75,7 +75,7 @@ def test_recorded_values_keep_variable_references() -> None:
 
 
 def test_only_values_of_environment_variables_are_secrets() -> None:
-    """The value of the variable alone, not all that stands around it."""
+    """Only the variable's value is a secret, not the text around it."""
     done = fill(
         {"URL": "db:{env:TOKEN}@x", "MODE": "staging"}, environ={"TOKEN": "s3cret"}, images={}
     )
@@ -84,19 +84,19 @@ def test_only_values_of_environment_variables_are_secrets() -> None:
 
 
 def test_overlapping_secrets_are_fully_masked() -> None:
-    """The longer one goes first, or its rest would stand there."""
+    """The longer secret is masked first; otherwise its rest would stay visible."""
     assert mask("password password123", ["password", "password123"]) == "*** ***"
 
 
 def test_each_line_of_a_secret_is_masked() -> None:
-    """Logs are masked by the line, and a key in PEM has many."""
+    """Logs are masked line by line, and a PEM key has many lines."""
     done = fill({"KEY": "{env:PEM}"}, environ={"PEM": "-----BEGIN\nabcdef\n-----END"}, images={})
     assert mask("it said abcdef", done.secrets) == "it said ***"
 
 
 @pytest.mark.parametrize("value", ["", "1", "abc"])
 def test_short_values_are_not_masked(value: str) -> None:
-    """An empty secret would be found between all letters, a short one in every other word."""
+    """An empty or short value occurs in too many words."""
     done = fill({"KEY": "{env:FLAG}"}, environ={"FLAG": value}, images={})
     assert done.variables == {"KEY": value}
     assert done.secrets == ()
@@ -104,7 +104,7 @@ def test_short_values_are_not_masked(value: str) -> None:
 
 
 def test_references_are_listed_by_kind() -> None:
-    """What a template needs can be told before anything is filled in."""
+    """A template's needs are known before anything is filled in."""
     text = "{env:A}{image:shop}{{image:no}}{env:B}"
     assert references(text, "env") == ["A", "B"]
     assert references(text, "image") == ["shop"]
@@ -115,7 +115,7 @@ def test_references_are_listed_by_kind() -> None:
 )
 @pytest.mark.parametrize("before", ["", "u", "us", "user:"])
 def test_encoded_forms_of_a_secret_are_masked(secret: str, before: str) -> None:
-    """In JSON, in a URL, and in base64 wherever it stands in what is encoded."""
+    """These are JSON, URL encoding, and base64 at any offset."""
     whole = (before + secret + ":x").encode()
     forms = [
         secret,
@@ -134,7 +134,7 @@ def test_encoded_forms_of_a_secret_are_masked(secret: str, before: str) -> None:
 
 
 def test_passwords_in_urls_are_secrets_of_a_bake() -> None:
-    """As they stand in the URL, and as they are meant."""
+    """Their encoded and their decoded forms are both secrets."""
     environ = {
         "PIP_INDEX_URL": "https://anna:sword%20fish@index/simple https://other/",
         "https_proxy": "http://proxy:3128",

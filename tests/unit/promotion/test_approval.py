@@ -1,4 +1,4 @@
-"""A person's yes or no: one decision stands, and nobody's word is a no."""
+"""Manual approval: the first decision counts, and no response is a rejection."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NOW = datetime.now(UTC)
 
 @pytest.fixture
 def stage(make_stage: Any) -> Stage:
-    """A project of which v1 and v2 are up."""
+    """A project with the running environments v1 and v2."""
     made: Stage = make_stage(requires=["tests", "approval"])
     return made
 
@@ -49,7 +49,7 @@ def ask(stage: Stage, id: str = "v1", wait: float = 60) -> Any:
 
 
 def test_a_request_is_recorded_and_keeps_the_environment_up(stage: Stage) -> None:
-    """The environment outlives its owner and the wait; its link is told."""
+    """The environment outlives its owner and the wait, and its link is published."""
     stage.add("short", V1, ttl=30)
 
     asked = ask(stage, "short", wait=3600)
@@ -68,14 +68,14 @@ def test_a_request_is_recorded_and_keeps_the_environment_up(stage: Stage) -> Non
 
 
 def test_a_request_never_shortens_the_expiry(stage: Stage) -> None:
-    """What lives longer anyway lives on."""
+    """An expiry after the deadline stays unchanged."""
     before = stage.get("v1").expires_at
     ask(stage, wait=1)
     assert stage.get("v1").expires_at == before
 
 
 def test_the_total_wait_for_approval_is_limited(stage: Stage) -> None:
-    """For one request, and for asking again and again."""
+    """The limit holds for one request and for repeated requests together."""
     with pytest.raises(ConfigurationError, match="7d at most"):
         ask(stage, wait=approving.LONGEST_WAIT + 1)
     first = Approvals(stage.project.store)
@@ -88,7 +88,7 @@ def test_the_total_wait_for_approval_is_limited(stage: Stage) -> None:
 
 
 def test_a_stopped_environment_can_not_be_approved(stage: Stage) -> None:
-    """There would be nothing behind the link."""
+    """The link would lead to nothing."""
     (stage.folder / "served" / "v1.json").unlink()
     with pytest.raises(NothingMatchedError, match="is not running"):
         ask(stage)
@@ -96,7 +96,7 @@ def test_a_stopped_environment_can_not_be_approved(stage: Stage) -> None:
 
 @pytest.mark.parametrize("decision", ["approved", "rejected"])
 def test_a_decision_ends_the_wait(stage: Stage, decision: Any) -> None:
-    """On whichever machine it was made; who, when and why are kept."""
+    """It can be made on any machine; the person, the time and the comment are kept."""
     asked = ask(stage)
     elsewhere = Approvals(stage.project.store)
     pauses: list[float] = []
@@ -113,7 +113,7 @@ def test_a_decision_ends_the_wait(stage: Stage, decision: Any) -> None:
 
 
 def test_only_a_rejection_is_an_error(stage: Stage) -> None:
-    """With the contract's exit statuses."""
+    """Pending and approved requests pass the check; a rejection has exit status 4."""
     asked = ask(stage)
     asked.check()
     yes = Approvals(stage.project.store).decide("v1", "approved", by="anna", now=NOW)
@@ -126,7 +126,7 @@ def test_only_a_rejection_is_an_error(stage: Stage) -> None:
 
 
 def test_no_response_in_time_is_a_rejection(stage: Stage) -> None:
-    """It is recorded, so that it stays one."""
+    """It is recorded, so a later approval is refused."""
     asked = ask(stage, wait=60)
 
     found = approving.await_decision(stage.ledger, asked, now=lambda: asked.deadline)
@@ -140,7 +140,7 @@ def test_no_response_in_time_is_a_rejection(stage: Stage) -> None:
 
 
 def test_an_approval_after_the_deadline_is_refused(stage: Stage) -> None:
-    """The request alone knows its deadline."""
+    """The request's own deadline decides, even if no process waits for it."""
     asked = ask(stage, wait=60)
     approvals = Approvals(stage.project.store)
 
@@ -151,7 +151,7 @@ def test_an_approval_after_the_deadline_is_refused(stage: Stage) -> None:
 
 
 def test_the_first_decision_counts(stage: Stage) -> None:
-    """The second is told who made the first; the same again is no error."""
+    """A different second decision is an error that names the first; the same one is not."""
     ask(stage)
     approvals = Approvals(stage.project.store)
     approvals.decide("v1", "rejected", by="anna", comment="the prices", now=NOW)
@@ -165,7 +165,7 @@ def test_the_first_decision_counts(stage: Stage) -> None:
 
 
 def test_one_of_many_concurrent_decisions_counts(stage: Stage) -> None:
-    """Compare-and-swap: all others are told."""
+    """Compare-and-swap: all other callers get the name of the person who decided."""
     ask(stage)
     outcomes: list[str] = []
     together = threading.Barrier(8)
@@ -186,7 +186,7 @@ def test_one_of_many_concurrent_decisions_counts(stage: Stage) -> None:
 
 
 def test_a_killed_wait_can_be_resumed(stage: Stage) -> None:
-    """Asking again while it is pending waits on; the first asker's word stands."""
+    """A second request for a pending approval extends the first one."""
     first = ask(stage, wait=60)
 
     again = ask(stage, wait=120)
@@ -196,7 +196,7 @@ def test_a_killed_wait_can_be_resumed(stage: Stage) -> None:
 
 
 def test_a_rejection_shortens_the_expiry(stage: Stage) -> None:
-    """Nobody wants it any more; it may still be looked at for a moment."""
+    """The environment then has at most 5 minutes left, for a last inspection."""
     stage.add("short", V1, ttl=30)
     asked = ask(stage, "short", wait=3600)
     Approvals(stage.project.store).decide("short", "rejected", by="anna", now=NOW)
@@ -209,7 +209,7 @@ def test_a_rejection_shortens_the_expiry(stage: Stage) -> None:
 
 
 def test_an_environment_that_stops_is_rejected(stage: Stage) -> None:
-    """There is nothing left to look at, and it says so."""
+    """It can't be inspected any more, and the comment says why."""
     asked = ask(stage)
     (stage.folder / "served" / "v1.json").unlink()
 
@@ -220,7 +220,7 @@ def test_an_environment_that_stops_is_rejected(stage: Stage) -> None:
 
 
 def test_an_unreachable_store_is_retried(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A person may take hours; a network does not last that long."""
+    """A person may take hours, and network failures are usually shorter."""
     asked = ask(stage)
     real = stage.project.store.read
 
@@ -236,7 +236,7 @@ def test_an_unreachable_store_is_retried(stage: Stage, monkeypatch: pytest.Monke
 
 
 def test_an_approval_is_found_by_id_prefix(stage: Stage) -> None:
-    """As environments are."""
+    """Environments are found in the same way."""
     approvals = Approvals(stage.project.store)
     ask(stage, "v1")
     ask(stage, "v2")
@@ -248,11 +248,11 @@ def test_an_approval_is_found_by_id_prefix(stage: Stage) -> None:
         approvals.get("x1")
 
 
-# -- what a promotion requires ---------------------------------------------------------------------
+# -- requirements of a promotion -------------------------------------------------------------------
 
 
 def passed(stage: Stage, id: str = "v1", **changes: Any) -> None:
-    """Record how a stage came out for an environment's image."""
+    """Record a stage's result for an environment's image."""
     image = stage.get(id).image
     assert image is not None
     record = {
@@ -273,16 +273,16 @@ def check(stage: Stage) -> requirements.Evidence:
 
 
 def test_a_stage_counts_only_for_its_digest(stage: Stage) -> None:
-    """Two bakes of the same inputs may differ: the key is the same, the digest is not."""
+    """Two bakes of the same inputs have the same key, but may have different digests."""
     passed(stage, digest="sha256:" + "ab" * 32)
-    passed(stage, run="r2", digest="")  # of a version that recorded no digest
+    passed(stage, run="r2", digest="")  # a record of an old version, without a digest
 
     with pytest.raises(PromotionError, match="'tests' has not tested it"):
         check(stage)
 
 
 def test_all_missing_requirements_are_listed(stage: Stage) -> None:
-    """With what to do about each."""
+    """For each, the message has the command to run."""
     with pytest.raises(PromotionError) as caught:
         check(stage)
 
@@ -292,7 +292,7 @@ def test_all_missing_requirements_are_listed(stage: Stage) -> None:
 
 
 def test_the_evidence_has_all_requirements(stage: Stage) -> None:
-    """Which run, whose yes, which revision."""
+    """It has the stage's run, the approval and the revision."""
     passed(stage)
     ask(stage)
     Approvals(stage.project.store).decide("v1", "approved", by="anna", now=NOW)
@@ -313,7 +313,7 @@ def test_the_evidence_has_all_requirements(stage: Stage) -> None:
     ],
 )
 def test_only_the_latest_stage_result_counts(stage: Stage, changes: Any, said: str) -> None:
-    """An earlier pass does not count against a later failure."""
+    """A later failure overrides an earlier pass."""
     passed(stage, finished_at=NOW - timedelta(hours=1), run="r0")
     passed(stage, **changes)
 
@@ -322,7 +322,7 @@ def test_only_the_latest_stage_result_counts(stage: Stage, changes: Any, said: s
 
 
 def test_only_an_approved_request_counts(stage: Stage) -> None:
-    """It is said which."""
+    """The message says whether the request is pending or rejected."""
     passed(stage)
     ask(stage)
     with pytest.raises(PromotionError, match="waits for a decision"):
@@ -333,7 +333,7 @@ def test_only_an_approved_request_counts(stage: Stage) -> None:
 
 
 def test_an_approval_counts_only_for_its_environment(stage: Stage, tmp_path: Path) -> None:
-    """Though its id begins the same."""
+    """An approval for v1b, whose id begins with v1, does not approve v1."""
     passed(stage)
     stage.add("v1b", V1)
     ask(stage, "v1b")

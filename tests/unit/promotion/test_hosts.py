@@ -1,4 +1,4 @@
-"""A name in a hosts file: moved whole or not at all, and nothing else touched."""
+"""The DNS backend for a hosts file: a swap is atomic and changes only one name."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ NAME = "shop.example.test"
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """The file; it is not there yet."""
+    """The path of the hosts file, which does not exist yet."""
     return tmp_path / "etc" / "hosts"
 
 
 @pytest.fixture
 def hosts(file: Path) -> Any:
-    """What moves the name in it."""
+    """The DNS backend for the file."""
     return dns.load(Promotion(name="p", dns="hosts", record=NAME, file=str(file)), file.parent)
 
 
@@ -37,7 +37,7 @@ def a(*values: str) -> list[DnsRecord]:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's link")
 def test_another_users_link_is_not_followed(tmp_path: Path) -> None:
-    """It may lead to any file that we can write; the file it stands for stays as it is."""
+    """It may lead to any file that we can write, so its target stays unchanged."""
     target = tmp_path / "passwd"
     target.write_text("root:x:0:0\n")
     link = tmp_path / "hosts"
@@ -50,7 +50,7 @@ def test_another_users_link_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_a_new_name_creates_the_file(hosts: Any, file: Path) -> None:
-    """The file is made, and everyone may read it."""
+    """The new file is readable for all users."""
     assert hosts.read() == []
 
     hosts.swap([], a("127.0.0.5"))
@@ -63,7 +63,7 @@ def test_a_new_name_creates_the_file(hosts: Any, file: Path) -> None:
 
 
 def test_other_lines_stay_byte_for_byte(hosts: Any, file: Path) -> None:
-    """Comments, other names, blanks, and what is not even text."""
+    """These are comments, blank lines, other names and invalid UTF-8."""
     before = b"# mine\n\n127.0.0.1\tlocalhost  me\n::1 localhost\n127.0.0.9 SHOP.example.test\n"
     after = b"\xff\xfe odd\n10.0.0.1 shop.example.test.other not-shop.example.test"
     file.parent.mkdir()
@@ -76,7 +76,7 @@ def test_other_lines_stay_byte_for_byte(hosts: Any, file: Path) -> None:
 
 
 def test_a_shared_line_keeps_its_other_names(hosts: Any, file: Path) -> None:
-    """And its comment."""
+    """The line's comment is kept, too."""
     file.parent.mkdir()
     file.write_text(f"127.0.0.9 one {NAME} two # both\n127.0.0.9 {NAME} three\n")
 
@@ -89,7 +89,7 @@ def test_a_shared_line_keeps_its_other_names(hosts: Any, file: Path) -> None:
 def test_a_swap_from_other_records_is_refused(
     hosts: Any, file: Path, wrong: list[DnsRecord]
 ) -> None:
-    """It is shown, and left alone."""
+    """The error shows the current records, and the file stays unchanged."""
     hosts.swap([], a("127.0.0.9"))
     before = file.read_bytes()
 
@@ -100,7 +100,7 @@ def test_a_swap_from_other_records_is_refused(
 
 
 def test_a_name_may_have_ipv4_and_ipv6(hosts: Any) -> None:
-    """A name may have addresses of both."""
+    """One swap can write A and AAAA records."""
     both = [DnsRecord(kind="A", values=["127.0.0.1"]), DnsRecord(kind="AAAA", values=["::1"])]
 
     hosts.swap([], both)
@@ -110,13 +110,13 @@ def test_a_name_may_have_ipv4_and_ipv6(hosts: Any) -> None:
 
 
 def test_a_cname_is_refused(hosts: Any) -> None:
-    """A load balancer's name has no place in it; what has is said."""
+    """A hosts file has only addresses, so a load balancer's name can't be used."""
     with pytest.raises(DnsError, match="can only hold addresses"):
         hosts.records_for("balancer.example.org", 30, [])
 
 
 def test_swap_preserves_file_permissions(hosts: Any, file: Path) -> None:
-    """Whatever this process's umask."""
+    """The umask of this process does not matter."""
     hosts.swap([], a("127.0.0.9"))
     file.chmod(0o640)
     before = os.umask(0o077)
@@ -129,7 +129,7 @@ def test_swap_preserves_file_permissions(hosts: Any, file: Path) -> None:
 
 
 def test_swap_follows_a_symbolic_link(tmp_path: Path, file: Path) -> None:
-    """The file it leads to changes; it stays a link."""
+    """The link's target changes, and the link stays a link."""
     file.parent.mkdir()
     file.write_text("")
     link = tmp_path / "link"
@@ -143,7 +143,7 @@ def test_swap_follows_a_symbolic_link(tmp_path: Path, file: Path) -> None:
 
 
 def test_one_of_many_concurrent_swaps_wins(hosts: Any) -> None:
-    """Compare and swap is one act."""
+    """Compare and swap is atomic."""
     hosts.swap([], a("127.0.0.1"))
     won: list[str] = []
     together = threading.Barrier(8)
@@ -164,7 +164,7 @@ def test_one_of_many_concurrent_swaps_wins(hosts: Any) -> None:
 
 
 def test_an_unreadable_file_is_named(hosts: Any, file: Path) -> None:
-    """With the file's name."""
+    """Reading raises a DnsError if the path is a folder."""
     file.mkdir(parents=True)
 
     with pytest.raises(DnsError, match="can't be read"):
@@ -172,7 +172,7 @@ def test_an_unreadable_file_is_named(hosts: Any, file: Path) -> None:
 
 
 def test_an_unknown_dns_backend_gets_a_suggestion(tmp_path: Path) -> None:
-    """As every name is."""
+    """The error names the closest backend."""
     with pytest.raises(
         ConfigurationError, match=r"promotion\.p\.dns: no DNS backend 'host'\. Did you mean 'hosts'"
     ):

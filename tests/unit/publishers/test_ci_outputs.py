@@ -1,4 +1,4 @@
-"""What each CI gets: files, commands and summaries."""
+"""The outputs of each CI: files, commands and summaries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.publishing import CIS, Published
 
 
 def test_github_gets_notices_outputs_variables_and_summary(tmp_path: Path) -> None:
-    """A notice at once; output, variables and summary when it is over."""
+    """The notice appears at launch; outputs, variables and summary follow at the end."""
     files = {name: tmp_path / name for name in ("SUMMARY", "OUTPUT", "ENV")}
     environ = {
         "GITHUB_STEP_SUMMARY": str(files["SUMMARY"]),
@@ -32,7 +32,7 @@ def test_github_gets_notices_outputs_variables_and_summary(tmp_path: Path) -> No
 
 
 def test_the_github_summary_stays_within_the_size_limit(tmp_path: Path) -> None:
-    """One megabyte a step; beyond that it would show none of it."""
+    """The limit is 1 MiB for each step; GitHub does not show a larger summary at all."""
     file = tmp_path / "summary"
     file.write_bytes(b"x" * ((1 << 20) - 10))
     published = Published(tmp_path, {**CIS["github"], "GITHUB_STEP_SUMMARY": str(file)})
@@ -42,7 +42,7 @@ def test_the_github_summary_stays_within_the_size_limit(tmp_path: Path) -> None:
 
 
 def test_github_notices_are_limited_to_ten(tmp_path: Path) -> None:
-    """Ten a step."""
+    """GitHub shows at most ten notices for each step."""
     published = Published(tmp_path, CIS["github"])
     for number in range(30):
         published.up(id=f"staging-{number}")
@@ -50,7 +50,7 @@ def test_github_notices_are_limited_to_ten(tmp_path: Path) -> None:
 
 
 def test_repeated_variables_are_written_once(tmp_path: Path) -> None:
-    """Hundreds of environments that came and went don't fill the outputs of a job."""
+    """A run with hundreds of environments must not fill the outputs of a job."""
     file = tmp_path / "output"
     published = Published(tmp_path, {**CIS["github"], "GITHUB_OUTPUT": str(file)})
     for number in range(50):
@@ -59,7 +59,7 @@ def test_repeated_variables_are_written_once(tmp_path: Path) -> None:
 
 
 def test_variables_describe_the_first_environment_launched(tmp_path: Path) -> None:
-    """Not the first to go: that is the one that the fewest tests have used."""
+    """The first one destroyed is not used: fewer tests have used it."""
     published = Published(tmp_path, CIS["gitlab"])
     published.up(id="staging-a")
     published.up(id="staging-b")
@@ -70,7 +70,7 @@ def test_variables_describe_the_first_environment_launched(tmp_path: Path) -> No
 
 
 def test_tekton_gets_results(tmp_path: Path) -> None:
-    """Named, since nothing tells of it."""
+    """The configuration names the publisher, because Tekton sets no variable to detect."""
     folder = tmp_path / "results"
     published = Published(
         tmp_path, {"EPHEMERAL_TEKTON_RESULTS": str(folder)}, 'publish = ["tekton"]\n'
@@ -80,7 +80,7 @@ def test_tekton_gets_results(tmp_path: Path) -> None:
 
 
 def test_azure_and_teamcity_get_logging_commands(tmp_path: Path) -> None:
-    """Commands in the log."""
+    """Both interpret commands in the log."""
     azure = Published(tmp_path, CIS["azure"])
     azure.up()
     assert azure.printed == []
@@ -96,7 +96,7 @@ def test_azure_and_teamcity_get_logging_commands(tmp_path: Path) -> None:
 
 
 def test_buildkite_gets_agent_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its agent's; values by standard input."""
+    """The agent's command runs, and values are passed on standard input."""
     agent = tmp_path / "buildkite-agent"
     agent.write_text(f'#!/bin/sh\necho "$@: $(cat)" >> {tmp_path}/said\n')
     agent.chmod(agent.stat().st_mode | stat.S_IXUSR)
@@ -114,7 +114,7 @@ def test_buildkite_gets_agent_commands(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_missing_buildkite_agent_causes_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One, not one for each environment."""
+    """There is one warning for the whole run, not one for each environment."""
     monkeypatch.setenv("PATH", str(tmp_path))
     published = Published(tmp_path, CIS["buildkite"])
     published.up()

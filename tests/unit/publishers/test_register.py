@@ -1,4 +1,4 @@
-"""Who is told, in which CI, by which channel, and what one that fails means to the others."""
+"""Which publishers run in which CI, and how the failure of one affects the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.publishing import CIS, Published
 
 
 def test_publishers_are_hashable_plugins(tmp_path):
-    """Until 9.1, pytest puts what is registered into a set."""
+    """Until version 9.1, pytest puts registered plugins into a set."""
     published = Published(tmp_path, CIS["github"])
     plugins = published.manager.get_plugins()
     assert len({*plugins}) == len(published.names()) > 0
@@ -24,14 +24,14 @@ def test_publishers_are_hashable_plugins(tmp_path):
 
 @pytest.mark.parametrize("name", CIS)
 def test_a_ci_is_detected_by_its_vendor_variable(name: str) -> None:
-    """Whatever else it sets that another one does too."""
+    """Other variables that several CI servers set do not matter."""
     build = ci.detect({"CI": "true", **CIS[name]})
     assert build is not None
     assert build.ci == name
 
 
 def test_a_detected_build_includes_its_url() -> None:
-    """In the CI's own words, or put together from them."""
+    """The URL is in a variable of the CI, or is composed of several."""
     assert ci.detect(CIS["github"]) == ci.Build(
         ci="github", url="https://github.example/anna/shop/actions/runs/7", revision="c0ffee"
     )
@@ -41,17 +41,17 @@ def test_a_detected_build_includes_its_url() -> None:
 
 
 def test_shared_variables_do_not_identify_a_ci() -> None:
-    """CI_PIPELINE_ID is GitLab's and Woodpecker's."""
+    """CI_PIPELINE_ID is set by GitLab and by Woodpecker."""
     assert ci.detect({"CI": "true", "CI_PIPELINE_ID": "7"}) is None
     assert ci.is_ci({"CI": "true"})
     assert not ci.is_ci({})
 
 
-# -- who is told -----------------------------------------------------------------------------
+# -- selected publishers ---------------------------------------------------------------------
 
 
 def test_no_publisher_runs_outside_ci(tmp_path: Path) -> None:
-    """A run on someone's own machine leaves no files."""
+    """A run on a developer's machine leaves no files."""
     published = Published(tmp_path, {})
     published.up()
     published.over("destroyed")
@@ -60,7 +60,7 @@ def test_no_publisher_runs_outside_ci(tmp_path: Path) -> None:
 
 
 def test_an_unknown_ci_gets_the_json_file(tmp_path: Path) -> None:
-    """It is there while the environment is up, and true afterwards."""
+    """The file has the URL while the environment is up, and null once it is destroyed."""
     published = Published(tmp_path, {"CI": "1"})
     published.up()
     file = published.folder / "environments.json"
@@ -70,7 +70,7 @@ def test_an_unknown_ci_gets_the_json_file(tmp_path: Path) -> None:
 
 
 def test_publish_selects_the_publishers(tmp_path: Path) -> None:
-    """GitLab is not here; json is wherever it is named."""
+    """``gitlab`` has no effect in another CI; ``json`` works everywhere if it is named."""
     published = Published(tmp_path, CIS["github"], 'publish = ["gitlab", "json"]\n')
     assert published.names() == ["json file"]
     (tmp_path / "none").mkdir()
@@ -78,12 +78,12 @@ def test_publish_selects_the_publishers(tmp_path: Path) -> None:
 
 
 def test_an_unknown_publisher_is_a_configuration_error(tmp_path: Path) -> None:
-    """Found when the configuration is read."""
+    """The error is raised when the configuration is read."""
     with pytest.raises(ConfigurationError, match=r"publish\[0\]: expected .*github"):
         Published(tmp_path, {}, 'publish = ["githbu"]\n')
 
 
-# -- what each leaves ------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_an_unknown_publisher_is_a_configuration_error(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_is_written_when_the_outcome_is_known(tmp_path: Path, name: str, file: str) -> None:
-    """A run that is killed leaves none, and so no URL that leads nowhere."""
+    """A killed run leaves no file, and so no URL of a destroyed environment."""
     published = Published(tmp_path, CIS[name])
     published.up()
     assert not (published.folder / file).exists()
@@ -121,7 +121,7 @@ def test_a_file_is_written_when_the_outcome_is_known(tmp_path: Path, name: str, 
 def test_ci_variable_files_keep_existing_lines(
     tmp_path: Path, name: str, variable: str, line: str
 ) -> None:
-    """Other steps have written to it."""
+    """Other steps may have written to the file."""
     file = tmp_path / "variables"
     file.write_text("OTHER=1\n")
     published = Published(tmp_path, {**CIS[name], variable: str(file)})
@@ -132,11 +132,11 @@ def test_ci_variable_files_keep_existing_lines(
     assert line in file.read_text()
 
 
-# -- what goes wrong -------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------
 
 
 def test_a_failing_publisher_does_not_stop_the_others(tmp_path: Path) -> None:
-    """It is one warning; the next ones are told all the same."""
+    """The failure is one warning, and all other publishers receive every event."""
     output = tmp_path / "output"
     environ = {"GITHUB_STEP_SUMMARY": str(tmp_path), "GITHUB_OUTPUT": str(output)}
     published = Published(tmp_path, {**CIS["github"], **environ})
@@ -148,7 +148,7 @@ def test_a_failing_publisher_does_not_stop_the_others(tmp_path: Path) -> None:
 
 
 def test_no_secret_is_published(tmp_path: Path) -> None:
-    """Neither what a template refers to nor a password in the URL."""
+    """Neither a variable of a template nor a password in the URL is published."""
     environ = {"CI": "1", "SHOP_KEY": "swordfish"}
     published = Published(tmp_path, environ)
     published.up("http://anna:pass@127.0.0.1/?key=swordfish")
@@ -159,7 +159,7 @@ def test_no_secret_is_published(tmp_path: Path) -> None:
 
 
 def test_an_environment_without_a_url_is_not_published(tmp_path: Path) -> None:
-    """There is nothing to tell anyone."""
+    """Without a URL there is nothing to publish, so no file is written."""
     published = Published(tmp_path, {"CI": "1"})
     published.over("destroyed", url="")
     assert not published.folder.exists()
@@ -169,7 +169,7 @@ def test_an_environment_without_a_url_is_not_published(tmp_path: Path) -> None:
 
 
 def test_a_github_token_enables_deployments(tmp_path: Path) -> None:
-    """The repository's deployments, in the repository's own GitHub."""
+    """The API's address is that of the repository's own GitHub server."""
     with (hub := GitHub()).running():
         environ = {**CIS["github"], "GITHUB_TOKEN": "secret", "GITHUB_API_URL": hub.url}
         published = Published(tmp_path, environ)
@@ -182,7 +182,7 @@ def test_a_github_token_enables_deployments(tmp_path: Path) -> None:
 
 
 def test_configured_webhooks_receive_events(tmp_path: Path) -> None:
-    """Anywhere, not only in CI; address and headers may come from variables."""
+    """Webhooks also work outside CI; URL and headers may refer to variables."""
     with (hook := Service(lambda *_: (200, {}, "ok"))).running():
         published = Published(
             tmp_path,
@@ -200,7 +200,7 @@ def test_configured_webhooks_receive_events(tmp_path: Path) -> None:
 
 
 def test_a_webhook_with_an_unset_variable_is_an_error(tmp_path: Path) -> None:
-    """Said before anything is brought up."""
+    """The error is raised before any environment is launched."""
     with pytest.raises(
         ConfigurationError, match=r"webhook\[0\].url: .*variable HOOK, which is not set"
     ):
@@ -210,7 +210,7 @@ def test_a_webhook_with_an_unset_variable_is_an_error(tmp_path: Path) -> None:
 def test_close_waits_for_all_webhooks_in_parallel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten dead webhooks cost no more than one."""
+    """Ten unreachable webhooks take no longer than one."""
     monkeypatch.setattr(publishers, "LAST_WAIT", 0.3)
     hooks = '[[webhook]]\nurl = "http://127.0.0.1:9/"\n' * 10
     published = Published(tmp_path, {}, hooks)
@@ -224,7 +224,7 @@ def test_close_waits_for_all_webhooks_in_parallel(
 def test_webhooks_get_a_limited_number_of_messages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One environment for each of a thousand tests: the first twenty, and what someone must see."""
+    """Only the first 20 environments and important outcomes such as ``leaked`` are sent."""
     with (hook := Service(lambda *_: (200, {}, "ok"))).running():
         published = Published(tmp_path, {"CI": "1"}, f'[[webhook]]\nurl = "{hook.url}"\n')
         for number in range(150):

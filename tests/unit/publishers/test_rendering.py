@@ -1,4 +1,4 @@
-"""What every CI is given, letter for letter, for plain values and for hostile ones."""
+"""The exact output for every CI, for plain and for hostile values."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from support.publisher_events import HOSTILE, URL, event
 IMAGE = "sha256:" + "ab" * 32
 
 
-# -- the names -------------------------------------------------------------------------------
+# -- variables -------------------------------------------------------------------------------
 
 
 def test_kept_environments_have_the_documented_variables() -> None:
-    """The same names in every CI; a template's own URL besides."""
+    """The names are the same in every CI; each template's URL has a variable, too."""
     assert events.variables([event("kept", template="staging-arm")]) == {
         "EPHEMERAL_URL": URL,
         "EPHEMERAL_URL_EXPIRED": "",
@@ -47,7 +47,7 @@ def test_kept_environments_have_the_documented_variables() -> None:
 
 @pytest.mark.parametrize("outcome", ["destroyed", "died", "leaked"])
 def test_a_destroyed_environment_has_only_an_expired_url(outcome: events.Outcome) -> None:
-    """A later step that follows EPHEMERAL_URL must find something there."""
+    """A later step must not use the URL of an environment that is gone."""
     values = events.variables([event(outcome)])
     assert {name for name, value in values.items() if value == URL} == {
         "EPHEMERAL_URL_EXPIRED",
@@ -56,7 +56,7 @@ def test_a_destroyed_environment_has_only_an_expired_url(outcome: events.Outcome
 
 
 def test_variables_prefer_the_first_live_environment() -> None:
-    """However many came and went before it."""
+    """Environments destroyed before it do not count."""
     told = [
         event("destroyed", "http://one/", "one"),
         event("kept", "http://two/", "two"),
@@ -80,7 +80,7 @@ def test_variables_prefer_the_first_live_environment() -> None:
     ],
 )
 def test_secrets_in_a_url_are_removed(url: str, shown: str) -> None:
-    """Neither a password in front of the host nor the value of a variable."""
+    """The user information before the host and the values of secrets are removed."""
     assert events.clean(url, ["swordfish"]) == shown
 
 
@@ -88,7 +88,7 @@ def test_secrets_in_a_url_are_removed(url: str, shown: str) -> None:
 
 
 def test_github_notice_is_one_workflow_command() -> None:
-    """One workflow command, in one line."""
+    """The command is a single line, and only for an environment that is up."""
     assert github.notice(event()) == (
         "::notice title=Environment staging-7f3k2q::staging (staging-7f3k2q) is up: "
         "http://127.4.9.3:8080/, until 2026-05-04 12:00 UTC at the latest"
@@ -97,7 +97,7 @@ def test_github_notice_is_one_workflow_command() -> None:
 
 
 def test_github_notice_escapes_hostile_values() -> None:
-    """No second command, no other property."""
+    """A value can't start a second command or set another property."""
     said = github.notice(event(url=HOSTILE, id="a:b,c%\nd"))
     assert "\n" not in said
     assert "\r" not in said
@@ -107,18 +107,18 @@ def test_github_notice_escapes_hostile_values() -> None:
 
 
 def test_github_outputs_use_delimited_blocks() -> None:
-    """Each value between two lines that it can't hold."""
+    """The delimiter allows values of several lines."""
     assert github.assignments({"A": "1\n2", "B": ""}, "end") == "A<<end\n1\n2\nend\nB<<end\n\nend\n"
 
 
 def test_github_output_containing_the_delimiter_is_refused() -> None:
-    """It could set any other variable."""
+    """Such a value could set any other variable."""
     with pytest.raises(ValueError, match="A holds the delimiter"):
         github.assignments({"A": "x\nend\nPATH<<end\n/evil"}, "end")
 
 
 def test_github_summary_links_kept_and_strikes_ended_urls() -> None:
-    """What is kept is a link; what is gone is struck out."""
+    """A kept environment has a link; the URL of a destroyed one is struck out."""
     assert github.summary(event()) == ""
     assert github.summary(event("kept")) == (
         "- **staging** (`staging-7f3k2q`) "
@@ -132,7 +132,7 @@ def test_github_summary_links_kept_and_strikes_ended_urls() -> None:
 
 
 def test_github_deployment_statuses_follow_the_outcome() -> None:
-    """In progress, a success with the URL, and inactive when it is gone."""
+    """The states are in progress, success with the URL, and inactive at the end."""
     assert github.deployment(event(), "c0ffee") == {
         "ref": "c0ffee",
         "task": "ephemeral:staging-7f3k2q",
@@ -156,13 +156,13 @@ def test_github_deployment_statuses_follow_the_outcome() -> None:
 
 
 def test_gitlab_dotenv_contains_only_plain_lines() -> None:
-    """Plain lines: no quotes, nothing empty, nothing of more than one line."""
+    """GitLab's format has no quotes; empty and multi-line values are left out."""
     values = {"A": "1", "EMPTY": "", "B": HOSTILE, "C": "x y"}
     assert gitlab.dotenv(values) == "A=1\nC=x y\n"
 
 
 def test_gitlab_dotenv_stays_within_the_limits() -> None:
-    """It refuses a report of more than 20 variables or 5 KB as a whole."""
+    """GitLab rejects a report of more than 20 variables or 5 KB completely."""
     many = gitlab.dotenv({f"V{at}": "x" for at in range(50)})
     assert many.count("\n") == 20
     long = gitlab.dotenv({f"V{at}": "é" * 500 for at in range(10)})
@@ -171,7 +171,7 @@ def test_gitlab_dotenv_stays_within_the_limits() -> None:
 
 
 def test_jenkins_properties_are_escaped_as_java_expects() -> None:
-    """As java.util.Properties reads it."""
+    """Jenkins reads the file with java.util.Properties."""
     values = {"A": "http://x/?a=b:c#d!", "B": " C:\\temp\n\té\U0001f600"}
     assert text.properties(values) == (
         "A=http://x/?a=b:c#d!\nB=\\ C:\\\\temp\\n\\t\\u00e9\\ud83d\\ude00\n"
@@ -180,7 +180,7 @@ def test_jenkins_properties_are_escaped_as_java_expects() -> None:
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_exports_round_trip_through_bash() -> None:
-    """CircleCI, Woodpecker and the like source them."""
+    """CircleCI, Woodpecker and others source the file in a shell."""
     script = text.exports({"A": HOSTILE, "B": ""})
     done = subprocess.run(
         ["bash", "-c", f'{script}\nprintf "%s|%s" "$A" "$B"'],
@@ -193,12 +193,12 @@ def test_exports_round_trip_through_bash() -> None:
 
 
 def test_bitbucket_assignments_skip_multiline_values() -> None:
-    """A line each; what has several lines could be another variable."""
+    """Each line is one assignment, so a second line could set another variable."""
     assert text.assignments({"A": "a b", "B": "x\nPATH=/evil", "C": ""}) == "A=a b\nC=\n"
 
 
 def test_tekton_results_stay_within_the_size_limit() -> None:
-    """No line end, and never so many bytes that the task fails for them."""
+    """A task fails if its results are too large, so a long URL becomes empty."""
     values = events.variables([event("kept")])
     assert tekton.results(values) == {
         "ephemeral-url": URL,
@@ -215,7 +215,7 @@ def test_tekton_results_stay_within_the_size_limit() -> None:
 
 
 def test_azure_variables_are_escaped() -> None:
-    """Once for the steps of this job, once as an output."""
+    """Each variable is set for the steps of this job and as an output."""
     assert azure.set_variables({"A": "50%\r\n##vso[x];]"}) == (
         "##vso[task.setvariable variable=A]50%AZP25%0D%0A##vso[x];]\n"
         "##vso[task.setvariable variable=A;isOutput=true]50%AZP25%0D%0A##vso[x];]"
@@ -223,14 +223,14 @@ def test_azure_variables_are_escaped() -> None:
 
 
 def test_azure_summary_path_is_escaped() -> None:
-    """By its path."""
+    """The command has the path of the summary file."""
     assert (
         azure.upload_summary(Path("/w/100%/a.md")) == "##vso[task.uploadsummary]/w/100%AZP25/a.md"
     )
 
 
 def test_teamcity_messages_are_escaped() -> None:
-    """In one line of ASCII, everything special behind a bar."""
+    """A message is one line of ASCII; special characters are escaped with ``|``."""
     assert teamcity.set_parameters({"A": "it's [a] |\r\né\U0001f600"}) == (
         "##teamcity[setParameter name='env.A' value='it|'s |[a|] |||r|n|0x00E9|0xD83D|0xDE00']"
     )
@@ -243,7 +243,7 @@ def test_teamcity_messages_are_escaped() -> None:
 
 
 def test_buildkite_values_never_become_arguments() -> None:
-    """What is gone replaces what was up, by its context; a value is never an argument."""
+    """Values are passed on standard input; the context lets an annotation be replaced."""
     command, body = buildkite.annotation(event())
     assert command == [
         "buildkite-agent",
@@ -270,7 +270,7 @@ def test_buildkite_values_never_become_arguments() -> None:
 
 @pytest.mark.parametrize(("outcome", "links"), [("kept", 1), ("destroyed", 0)])
 def test_markdown_stays_one_line_of_text(outcome: events.Outcome, links: int) -> None:
-    """Nothing of a URL becomes markup, another line or another link."""
+    """A URL can't add markup, another line or another link."""
     line = text.markdown_line(event(outcome, url=HOSTILE, id="x-`y`<i>"))
     html = MarkdownIt().render(line)
     assert html.count("<p>") == 1
@@ -280,12 +280,12 @@ def test_markdown_stays_one_line_of_text(outcome: events.Outcome, links: int) ->
 
 
 def test_only_web_addresses_are_links() -> None:
-    """Such as javascript:."""
+    """A ``javascript:`` URL, for example, stays plain text."""
     assert text.link("javascript:alert(1)") == "javascript:alert\\(1\\)"
 
 
 def test_the_json_file_has_all_environments() -> None:
-    """Also of what merely runs, which no variable tells."""
+    """It also has environments that are still up, which have no variables."""
     told = json.loads(json_file.document([event("destroyed"), event("up", id="staging-b")]))
     assert told["version"] == 1
     assert [one["state"] for one in told["environments"]] == ["destroyed", "up"]
@@ -299,7 +299,7 @@ def test_the_json_file_has_all_environments() -> None:
 
 
 def test_slack_message_contains_sentence_and_data() -> None:
-    """A sentence with a link that works, and the same as data."""
+    """The sentence has a working link, and the same facts follow as data."""
     body = webhook.message(event(), None)
     assert body["text"] == (
         "staging (staging-7f3k2q) is up: <http://127.4.9.3:8080/>, "
@@ -313,7 +313,7 @@ def test_slack_message_contains_sentence_and_data() -> None:
 
 
 def test_slack_message_escapes_hostile_values() -> None:
-    """No mention of everybody, no other link."""
+    """A URL can't mention a channel or add another link."""
     said = webhook.message(event(url="http://x/<!channel>|&\n"), None)["text"]
     assert "<!channel>" not in said
     assert "\n" not in said

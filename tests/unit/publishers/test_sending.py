@@ -1,4 +1,4 @@
-"""The clients of the services, against servers that answer as the real ones: failures included."""
+"""The clients of the services, against simulated servers, with their failures."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ RATE_LIMITED = {"X-RateLimit-Remaining": "0"}
 
 @pytest.fixture
 def warnings() -> list[str]:
-    """What was warned of."""
+    """The warnings of the test."""
     return []
 
 
 @pytest.fixture
 def sending(warnings: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Outbox]:
-    """An outbox whose attempts follow each other fast_polls."""
+    """An outbox that retries without long pauses."""
     monkeypatch.setattr(outbox, "BACKOFF", 0.01)
     box = Outbox("service", warnings.append)
     yield box
@@ -40,28 +40,28 @@ def flush(box: Outbox, seconds: float = 10) -> None:
 
 
 def settle(box: Outbox) -> None:
-    """Wait until all is sent, as long as the run is not over."""
+    """Wait until all messages are sent, without closing the outbox."""
     with box._changed:
         assert box._changed.wait_for(lambda: not box._unsent, 10)
 
 
 @pytest.fixture
 def hub() -> Iterator[GitHub]:
-    """GitHub."""
+    """A simulated GitHub API that is running."""
     with (service := GitHub()).running():
         yield service
 
 
 @pytest.fixture
 def lab() -> Iterator[GitLab]:
-    """GitLab."""
+    """A simulated GitLab API that is running."""
     with (service := GitLab()).running():
         yield service
 
 
 @pytest.fixture
 def hook() -> Iterator[Service]:
-    """Whoever takes webhooks."""
+    """A running server that accepts webhooks."""
     with (service := Service(lambda *_: (200, {}, "ok"))).running():
         yield service
 
@@ -87,7 +87,7 @@ def webhook(box: Outbox, url: str, *events: str) -> WebhookChannel:
 def test_deployment_states_follow_the_environment(
     hub: GitHub, sending: Outbox, warnings: list[str]
 ) -> None:
-    """Shown while it is up, with its URL, and as destroyed when it is."""
+    """The deployment has the URL while the environment is up, and then becomes inactive."""
     client = deployments(sending, hub)
     client.tell(event("up"))
     client.tell(event("destroyed"))
@@ -100,7 +100,7 @@ def test_deployment_states_follow_the_environment(
 
 
 def test_a_kept_environment_stays_deployed(hub: GitHub, sending: Outbox) -> None:
-    """And another process, which ends it later, finds it again."""
+    """Another process that destroys it later finds the same deployment."""
     client = deployments(sending, hub)
     client.tell(event("up"))
     client.tell(event("kept"))
@@ -115,7 +115,7 @@ def test_a_kept_environment_stays_deployed(hub: GitHub, sending: Outbox) -> None
 def test_destroying_an_unknown_environment_creates_no_deployment(
     hub: GitHub, sending: Outbox
 ) -> None:
-    """Such as an environment of before this was installed."""
+    """It may have been launched before the publisher was enabled."""
     deployments(sending, hub).tell(event("destroyed"))
     flush(sending)
     assert hub.deployments == []
@@ -126,7 +126,7 @@ def test_destroying_an_unknown_environment_creates_no_deployment(
 def test_sending_waits_for_a_rate_limit(
     hub: GitHub, sending: Outbox, warnings: list[str], status: int, how: str
 ) -> None:
-    """Both of GitHub's: the secondary one says how long, the primary one says when."""
+    """GitHub's secondary limit gives a duration, its primary limit a point in time."""
     now = datetime.now(UTC)
     headers = {
         "retry-after": {"Retry-After": "0"},
@@ -142,7 +142,7 @@ def test_sending_waits_for_a_rate_limit(
 
 
 def test_a_long_rate_limit_is_a_warning(hub: GitHub, sending: Outbox, warnings: list[str]) -> None:
-    """In GitHub's words, at once; nobody waits for an hour."""
+    """A wait of an hour is not worthwhile; the warning has GitHub's own message."""
     limited = (403, {"Retry-After": "3600"}, {"message": "API rate limit exceeded"})
     hub.faults.append(limited)
     started = time.monotonic()
@@ -155,7 +155,7 @@ def test_a_long_rate_limit_is_a_warning(hub: GitHub, sending: Outbox, warnings: 
 def test_a_lost_response_creates_no_second_deployment(
     hub: GitHub, sending: Outbox, warnings: list[str]
 ) -> None:
-    """It is looked for before another attempt."""
+    """The client looks for the deployment before the next attempt."""
     hub.faults.extend([None, Service.LOST])
     deployments(sending, hub).tell(event("up"))
     flush(sending)
@@ -164,7 +164,7 @@ def test_a_lost_response_creates_no_second_deployment(
 
 
 def test_a_status_is_retried_after_a_server_error(hub: GitHub, sending: Outbox) -> None:
-    """A second one of the same state is no harm."""
+    """Repeating a status is harmless."""
     hub.faults.extend([None, None, (502, {}, None), (503, {}, None)])
     deployments(sending, hub).tell(event("up"))
     settle(sending)
@@ -174,7 +174,7 @@ def test_a_status_is_retried_after_a_server_error(hub: GitHub, sending: Outbox) 
 def test_a_wrong_token_causes_one_warning(
     hub: GitHub, sending: Outbox, warnings: list[str]
 ) -> None:
-    """Told once, however many environments there are; the token is not in it."""
+    """There is one warning for all environments, and it does not have the token."""
     client = deployments(sending, hub, token="hidden")
     for number in range(3):
         client.tell(event("up", id=f"staging-{number}"))
@@ -185,7 +185,7 @@ def test_a_wrong_token_causes_one_warning(
 def test_the_token_takes_precedence_over_netrc(
     hub: GitHub, sending: Outbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """requests would send the password of ~/.netrc in its place."""
+    """By default, requests would send the password of ~/.netrc instead."""
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login anna password wrong\n")
     monkeypatch.setenv("NETRC", str(netrc))
@@ -195,7 +195,7 @@ def test_the_token_takes_precedence_over_netrc(
 
 
 def test_a_pull_request_uses_its_head_commit(tmp_path: Path) -> None:
-    """GITHUB_SHA is a merge that no page shows."""
+    """GITHUB_SHA is a merge commit, which GitHub's pages do not show."""
     file = tmp_path / "event.json"
     file.write_text('{"pull_request": {"head": {"sha": "feed"}}}')
     assert github.revision({"GITHUB_SHA": "beef", "GITHUB_EVENT_PATH": str(file)}) == "feed"
@@ -211,7 +211,7 @@ def test_a_pull_request_uses_its_head_commit(tmp_path: Path) -> None:
 def test_a_gitlab_environment_is_created_and_stopped(
     lab: GitLab, sending: Outbox, warnings: list[str], header: str
 ) -> None:
-    """In a folder of its own, with its URL."""
+    """Its name is in the folder ``ephemeral/``, and it has the URL."""
     client = environments(sending, lab, {header: "secret"})
     client.tell(event("up"))
     client.tell(event("kept"))
@@ -227,7 +227,7 @@ def test_a_gitlab_environment_is_created_and_stopped(
 def test_a_lost_response_creates_no_second_gitlab_environment(
     lab: GitLab, sending: Outbox, warnings: list[str]
 ) -> None:
-    """Its name would be taken at another attempt; it is looked for first."""
+    """A second attempt would fail as the name is taken, so the client looks for it first."""
     lab.faults.extend([None, Service.LOST])
     client = environments(sending, lab)
     client.tell(event("up"))
@@ -240,7 +240,7 @@ def test_a_lost_response_creates_no_second_gitlab_environment(
 def test_a_refused_job_token_causes_no_warning(
     lab: GitLab, sending: Outbox, warnings: list[str]
 ) -> None:
-    """Most projects don't let it; nobody asked for it, so nobody is told."""
+    """Most projects do not give job tokens the permission, and the user did not configure it."""
     client = environments(sending, lab, {"JOB-TOKEN": "no"}, may_refuse=True)
     client.tell(event("up"))
     flush(sending)
@@ -253,7 +253,7 @@ def test_a_refused_job_token_causes_no_warning(
 def test_a_refused_configured_token_causes_a_warning(
     lab: GitLab, sending: Outbox, warnings: list[str]
 ) -> None:
-    """Somebody meant it to work."""
+    """The user configured this token, so it should work."""
     environments(sending, lab, {"PRIVATE-TOKEN": "no"}).tell(event("up"))
     flush(sending)
     assert warnings == ["service: HTTP 401 Unauthorized: 401 Unauthorized"]
@@ -263,7 +263,7 @@ def test_a_refused_configured_token_causes_a_warning(
 
 
 def test_a_webhook_receives_only_its_events(hook: Service, sending: Outbox) -> None:
-    """With its headers, and an id by which it knows a repetition."""
+    """Each message has the headers and a unique id to detect repetitions."""
     client = webhook(sending, hook.url, "up", "died")
     for outcome in ("up", "kept", "destroyed", "died"):
         client.tell(event(outcome))
@@ -276,7 +276,7 @@ def test_a_webhook_receives_only_its_events(hook: Service, sending: Outbox) -> N
 def test_a_webhook_is_retried_until_accepted(
     hook: Service, sending: Outbox, warnings: list[str]
 ) -> None:
-    """The same message, until it is accepted."""
+    """Every attempt sends the same message with the same id."""
     hook.faults.extend([(500, {}, None), Service.LOST, (429, {"Retry-After": "0"}, None)])
     webhook(sending, hook.url).tell(event("up"))
     settle(sending)
@@ -288,7 +288,7 @@ def test_a_webhook_is_retried_until_accepted(
 def test_a_refusing_webhook_is_not_retried(
     hook: Service, sending: Outbox, warnings: list[str]
 ) -> None:
-    """It would say no again."""
+    """A client error such as 404 is final."""
     hook.faults.append((404, {}, {"error": "no_such_channel"}))
     webhook(sending, hook.url).tell(event("up"))
     flush(sending)
@@ -299,7 +299,7 @@ def test_a_refusing_webhook_is_not_retried(
 def test_webhook_redirects_are_not_followed(
     hook: Service, sending: Outbox, warnings: list[str]
 ) -> None:
-    """What is said in its headers is for it alone."""
+    """Only the configured URL may receive the headers, which can have secrets."""
     hook.faults.append((302, {"Location": hook.url + "/other"}, None))
     webhook(sending, hook.url).tell(event("up"))
     flush(sending)
@@ -308,8 +308,8 @@ def test_webhook_redirects_are_not_followed(
 
 
 def test_a_silent_webhook_does_not_delay_the_run(warnings: list[str]) -> None:
-    """Telling takes no time, and the end of the run waits as long as it was told to, no longer."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
+    """Adding messages does not block, and closing waits only until its deadline."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, but never responds
         box = Outbox("service", warnings.append)
         client = webhook(box, f"http://127.0.0.1:{silent.getsockname()[1]}/")
         started = time.monotonic()
@@ -320,14 +320,14 @@ def test_a_silent_webhook_does_not_delay_the_run(warnings: list[str]) -> None:
         ended = time.monotonic()
     assert told - started < 1
     assert ended - told < 2
-    (said,) = warnings  # whichever is first: the one that waits for an answer, or the end
+    (said,) = warnings  # the timeout of a request, or of the close
     assert said in {"service: gave up on 20 messages at the end of the run", "service: ReadTimeout"}
 
 
 def test_retries_are_short_at_the_end_of_the_run(
     hook: Service, sending: Outbox, warnings: list[str]
 ) -> None:
-    """A second attempt at the message on its way; after that one each, and all at once."""
+    """The first message gets a second attempt, and each later message only one."""
     hook.faults.extend([(500, {}, None)] * 10)
     client = webhook(sending, hook.url)
     sending._closing.set()
@@ -339,7 +339,7 @@ def test_retries_are_short_at_the_end_of_the_run(
 
 
 def test_an_unreachable_webhook_is_one_warning(sending: Outbox, warnings: list[str]) -> None:
-    """Its address is no secret of the message: only what kind of failure it was is told."""
+    """It has only the kind of error, because the URL may contain a token."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     client = webhook(sending, f"http://127.0.0.1:{port}/token")
