@@ -1,4 +1,4 @@
-"""What AWS looks at before it launches anything, and moto does not; and what moto leaves out."""
+"""Checks that AWS makes before a launch and moto does not, and details that moto leaves out."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 from aws.wire import Request
 
 USER_DATA = 16384
-#: Keys of tags that a guest can be shown: they become parts of a path.
+#: Tag keys that the metadata service can show: each becomes a part of a path.
 SHOWN = re.compile(r"[\w+\-=.,:@]{1,128}")
 
 
 def refusal(request: Request, backend: Any, profiles: dict[str, int]) -> tuple[str, str] | None:
-    """Why AWS would not launch this; None when it would.
+    """Return the error with which AWS would refuse this launch, or None.
 
     Args:
-        request: Of ``RunInstances``.
-        backend: moto's, of the region.
-        profiles: Instance profiles, and how often EC2 does not know of each yet.
+        request: A ``RunInstances`` call.
+        backend: moto's EC2 backend of the region.
+        profiles: Instance profiles, and how many more launches EC2 refuses because each is new.
     """
     form = request.form
     image = backend.amis.get(form["ImageId"])
@@ -39,7 +39,7 @@ def refusal(request: Request, backend: Any, profiles: dict[str, int]) -> tuple[s
 
 
 def _unknown(form: Mapping[str, str], backend: Any) -> tuple[str, str] | None:
-    """Names of things that there are none of."""
+    """Return the error for a name of a resource that does not exist."""
     from moto.ec2.models.instance_types import INSTANCE_TYPES
 
     if (kind := form.get("InstanceType", "m1.small")) not in INSTANCE_TYPES:
@@ -61,7 +61,7 @@ def _unknown(form: Mapping[str, str], backend: Any) -> tuple[str, str] | None:
 
 
 def _ill_formed(request: Request) -> tuple[str, str] | None:
-    """What can't go together, or is too much."""
+    """Return the error for parameters that can't be combined, or that exceed a limit."""
     form = request.form
     if "NetworkInterface.1.DeviceIndex" in form and "SubnetId" in form:
         return "InvalidParameterCombination", "Network interfaces and an instance-level subnet ID"
@@ -75,15 +75,15 @@ def _ill_formed(request: Request) -> tuple[str, str] | None:
 
 
 def complete(request: Request, instance: Any, backend: Any) -> None:
-    """Make what moto leaves out: interfaces' tags, and the AMI's volumes as it names them."""
+    """Add what moto leaves out: tags of interfaces and volumes, and the volumes of the AMI."""
     volumes, root = instance.block_device_mapping, instance.root_device_name
-    if "/dev/sda1" in volumes:  # moto's own name for it
+    if "/dev/sda1" in volumes:  # moto's default name of the root device
         volumes[root] = volumes.pop("/dev/sda1")
     elif root not in volumes:
         instance.add_block_device(15, root, None, False, True, None, "gp3")
     for interface in instance.nics.values():
         interface.add_tags(request.tags("network-interface"))
-        interface.public_ip = None  # nobody has one before it runs
+        interface.public_ip = None  # assigned only when the instance runs
     said = {text for name, text in request.form.items() if name.endswith(".DeviceName")}
     for device, size in getattr(backend.amis[instance.image_id], "kept_volumes", []):
         if device not in said:
@@ -93,14 +93,14 @@ def complete(request: Request, instance: Any, backend: Any) -> None:
 
 
 def address(instance: Any) -> None:
-    """Give a running instance its public address, if it is to have one: of the loopback, too."""
+    """Assign a public address, also a loopback one, to a running instance that requested it."""
     interface = instance.nics[0]
     if interface.public_ip_auto_assign:
         interface.public_ip = interface.private_ip_address.replace("127.77.", "127.78.")
 
 
 def mappings(image: Any) -> list[dict[str, Any]]:
-    """The volumes of an AMI: the root, which goes with its instance, and those that do not."""
+    """Return an AMI's volumes: the root, deleted with its instance, and those that are kept."""
     root = {
         "SnapshotId": image.ebs_snapshot.id,
         "VolumeSize": 15,

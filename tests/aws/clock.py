@@ -1,4 +1,4 @@
-"""A clock that tests set, and times of AWS."""
+"""A scheduler for delayed actions, and the delays that tests set."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from dataclasses import dataclass
 
 @dataclass
 class Times:
-    """How long, in seconds, what takes AWS its time takes here.
+    """The durations of AWS's operations in the simulated account, in seconds.
 
     Attributes:
-        boot: Until an instance runs.
-        end: Until one that was terminated is.
-        linger: How long its network interface is there after that.
-        remembered: How long it can be described after that: for AWS, an hour.
+        boot: From the launch until the instance runs.
+        end: From the termination call until the instance is terminated.
+        linger: How long its network interface remains after that.
+        remembered: How long it can be described after that; an hour on AWS.
         ami: Until an AMI is available.
-        unseen: Until what was launched can be seen.
-        page: How many of what is listed come in one page; 0 for all.
-        token: Whether instances come with their client token.
-        stack: Until a stack is made, changed or deleted.
+        unseen: Until a launched instance is visible.
+        page: The number of items in one page of a listing; 0 for all.
+        token: Whether descriptions of instances include their client token.
+        stack: Until a stack is created, updated or deleted.
         root: Until a root volume is replaced.
     """
 
@@ -40,7 +40,7 @@ class Times:
 
 
 class Clock:
-    """Does things later."""
+    """Runs actions after a delay, in a thread of its own."""
 
     def __init__(self) -> None:
         self._queue: list[tuple[float, int, Callable[[], None]]] = []

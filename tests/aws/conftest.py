@@ -98,7 +98,7 @@ def _account() -> Iterator[Account]:
 
 @pytest.fixture
 def bench(_account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    """A project of the test; afterwards, only verified images may be left of it."""
+    """Provide a project for one test; at its end, only cataloged images may remain."""
     for name, value in _account.variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
@@ -112,7 +112,7 @@ def bench(_account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     _account.tell("faults")
     running = [one for one in _account.left() if one.startswith("i-")]
     if running:
-        _account.clear()  # or all later tests would fail, too
+        _account.clear()  # otherwise all later tests would fail, too
     for image in made.images.catalog.entries():
         providers.load("ec2").remove(image)
     if left := [*_account.left(), *_account.verified()]:

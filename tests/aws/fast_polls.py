@@ -1,7 +1,7 @@
-"""Looks more often, in the process that imports it: nobody counts the calls, and tests wait less.
+"""Polls more often in the process that imports it, so that tests wait less.
 
-As a plugin (``-p aws.fast_polls``) for pytest, or imported before the command line. With
-``PACE=users`` it does nothing: then calls are counted.
+It is a plugin for pytest (``-p aws.fast_polls``), or is imported before the command line. With
+``PACE=users`` it does nothing, because those tests count the calls.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The data plane: each running instance's user data, run for real on its own loopback address.
+"""The data plane: runs each instance's user data for real, on a loopback address of its own.
 
 The instance's disk is a folder. An AMI's instances share the folder that it was made from, so that
 what was installed is at the same path everywhere, as it is on real machines.
@@ -27,7 +27,7 @@ exec curl -s -X POST "$PYTEST_EPHEMERAL_IMDS/shutdown"
 
 @dataclass
 class Guest:
-    """One instance's inside."""
+    """The inside of one instance: its disk, console and commands."""
 
     id: str
     folder: Path
@@ -41,7 +41,7 @@ class Guest:
         return self.folder / "console"
 
     def end(self) -> None:
-        """Kill all that runs in it."""
+        """Kill all processes of the instance."""
         end_marked(f"EPHEMERAL_GUEST={self.id}")
 
 
@@ -49,7 +49,7 @@ def keep_as_cloud_init_does(folder: Path, data: bytes) -> bool:
     """Write user data where cloud-init leaves it on an instance's disk.
 
     Returns:
-        Whether its script is still to be run, which is done once an instance.
+        Whether the script must still run: it runs once on each instance.
     """
     for name in ("scripts", "sem"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -62,12 +62,12 @@ def keep_as_cloud_init_does(folder: Path, data: bytes) -> bool:
 
 
 class Guests:
-    """All of them.
+    """The insides of all instances.
 
     Args:
         folder: Where disks and consoles are.
-        url: Of the metadata service.
-        real: Whether user data runs; if not, a bake is said to have gone well at once.
+        url: The metadata service's URL.
+        real: Whether user data runs; if not, each bake reports success at once.
     """
 
     def __init__(self, folder: Path, url: str, *, real: bool) -> None:
@@ -121,7 +121,7 @@ class Guests:
             self.run(guest, ["/bin/sh", str(script)], folder / "cloud-init.log")
 
     def renew(self, id: str, ami: str) -> None:
-        """Give an instance that does not run a new root volume: only what is on the AMI."""
+        """Give an instance whose processes have ended a new root volume: the AMI's content."""
         guest = self._guests[id]
         for one in (guest.folder / "home", guest.folder / "run", self._cloud_init(guest)):
             shutil.rmtree(one, ignore_errors=True)
@@ -129,7 +129,7 @@ class Guests:
             guest.disk = disk
 
     def cloud_init(self, id: str) -> Path:
-        """Where cloud-init keeps what it knows of an instance."""
+        """Return the folder of cloud-init's data about an instance."""
         return self._cloud_init(self._guests[id])
 
     @staticmethod
@@ -155,11 +155,11 @@ class Guests:
             self._disks[ami] = guest.disk
 
     def disk(self, ami: str) -> Path | None:
-        """Where what is on an AMI is."""
+        """Return the folder with the content of an AMI."""
         return self._disks.get(ami)
 
     def end(self, id: str) -> None:
-        """Stop an instance, and all that runs in it."""
+        """End all processes of an instance."""
         guest = self._guests.get(id)
         if guest is not None and self.real:
             guest.end()
@@ -202,7 +202,7 @@ class Guests:
         process.told = True  # type: ignore[attr-defined]
 
     def invocation(self, id: str, command: str) -> dict[str, Any] | None:
-        """What has become of a command."""
+        """Return the status and the output of a command."""
         guest = self._guests.get(id)
         process = None if guest is None else guest.commands.get(command)
         if process is None:

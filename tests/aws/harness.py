@@ -1,4 +1,4 @@
-"""The test's side of the harness: starts the server, prepares an account, steers faults."""
+"""The test's side of the harness: starts the server, prepares an account, sets faults."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from typing import Any
 from support.lacks import skip_without
 
 REGION = "us-east-1"
-#: Where AMIs are copied to.
+#: The region that AMIs are copied to.
 COPIES = "eu-west-1"
 TESTS = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
 class Known:
-    """What another process must know of an account to use it."""
+    """The facts about an account that another process needs to use it."""
 
     base: str
     subnets: list[str]
@@ -40,10 +40,10 @@ class Account:
     """A simulated account, with a network whose addresses are this machine's own.
 
     Attributes:
-        url: Where AWS is: ``AWS_ENDPOINT_URL``.
-        subnets: Two, in two zones.
+        url: The endpoint: ``AWS_ENDPOINT_URL``.
+        subnets: Two subnets, in two zones.
         base: An AMI to bake from.
-        variables: What a process needs to use it.
+        variables: The environment variables with which a process uses it.
     """
 
     def __init__(self, url: str, octet: int) -> None:
@@ -83,22 +83,22 @@ class Account:
         self.calls()
 
     def known(self) -> str:
-        """What ``Known.of`` reads."""
+        """Return the text that ``Known.of`` reads."""
         return json.dumps({"base": self.base, "subnets": self.subnets})
 
     def tell(self, verb: str, **what: Any) -> Any:
-        """Steer the harness."""
+        """Send a command to the harness, and return its result."""
         data = json.dumps(what).encode()
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(f"{self.url}/_harness/{verb}", data=data, timeout=30) as answer:
             return json.load(answer)
 
     def calls(self) -> list[str]:
-        """The calls since they were last asked for, such as ``ec2:RunInstances``."""
+        """Return the calls since this was last called, such as ``ec2:RunInstances``."""
         return [name for name, _ in self.tell("calls")]
 
     def asked(self, action: str) -> list[dict[str, str]]:
-        """What such calls asked for, since that was last wanted to be known."""
+        """Return the parameters of an action's calls since this was last called for it."""
         asked: list[dict[str, str]] = self.tell("asked", action=action)
         return asked
 
@@ -112,32 +112,32 @@ class Account:
         after: int = 0,
         seconds: float = 0.0,
     ) -> None:
-        """Let calls go wrong.
+        """Make calls fail, or delay them.
 
         Args:
             action: A regular expression.
-            code: What is answered.
+            code: The error code of the answer.
             kind: ``refuse``, ``throttle``, ``lost`` (done, and the answer never arrives), ``cut``
                 (done, and half of the answer arrives) or ``delay`` (done, after ``seconds``).
-            times: How many calls.
-            after: After how many that go well.
+            times: The number of calls that meet the fault.
+            after: The number of calls that succeed before.
             seconds: How long calls are delayed.
         """
         rule = {"action": action, "code": code, "kind": kind, "times": times, "after": after}
         self.tell("fault", **rule, seconds=seconds)
 
     def left(self) -> list[str]:
-        """All that is there and was not before: instances, groups, quarantined AMIs and such."""
+        """List what remains: instances, groups, stacks, snapshots and unverified AMIs."""
         found: list[str] = self.tell("left", base=self.base, regions=[REGION, COPIES])
         return found
 
     def verified(self) -> dict[str, str]:
-        """The AMIs that say that they stand in a catalog, in all regions; and under which key."""
+        """Return the AMIs whose tags say ``verified``, in all regions, with their keys."""
         found: dict[str, str] = self.tell("verified", regions=[REGION, COPIES])
         return found
 
     def clear(self) -> None:
-        """Remove all that a test has left."""
+        """Remove all resources that a test has left."""
         if ids := [one.split()[0] for one in self.left() if one.startswith("i-")]:
             for id in ids:
                 no = {"Value": False}
@@ -159,16 +159,16 @@ class Account:
 
 @contextmanager
 def account(*, real: bool = True) -> Iterator[Account]:
-    """A simulated account of its own.
+    """Start a server with a simulated account.
 
     Args:
-        real: Whether instances run what they boot.
+        real: Whether instances run their user data.
     """
     if real and shutil.which("curl") is None:
         skip_without("curl", "instances read their metadata with it (apt-get install curl)")
     with ExitStack() as stack:
         octet = stack.enter_context(_claimed_octet())
-        # pip and virtual environments write long paths into their scripts' first lines.
+        # Short, because pip and virtual environments write paths into scripts' first lines.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ec2-"))) / "g"
         process = subprocess.Popen(
             [sys.executable, "-m", "aws.server", str(folder), *([] if real else ["--hollow"])],
@@ -186,7 +186,7 @@ def account(*, real: bool = True) -> Iterator[Account]:
 
 @contextmanager
 def _claimed_octet() -> Iterator[int]:
-    """Four of the 256 networks in 127.77.0.0/16 that no other harness of this machine uses."""
+    """Claim four of the 256 networks in 127.77.0.0/16 that no other harness here uses."""
     with socket.socket(socket.AF_UNIX) as claim:
         for octet in range(0, 256, 4):
             try:

@@ -16,18 +16,18 @@ from typing import IO
 
 from aws.harness import TESTS, Account
 
-#: What changes something. Killed while it only looks, a run is as it is before its next change.
+#: Calls that change something. A kill during a reading call equals one before the next change.
 CHANGING = "(?!Describe|Get|List|Head).*"
 
 
 @dataclass(frozen=True)
 class Death:
-    """When a run dies.
+    """The point at which a run is killed.
 
     Attributes:
-        after: How many changing calls it has made.
-        late: Whether the next is done, and only its answer is never heard.
-        lost: After how many changing calls the answer to one is lost, though the run lives on.
+        after: The number of changing calls before it.
+        late: Whether the next call takes effect, and only its answer is lost.
+        lost: The number of changing calls before one whose answer is lost while the run goes on.
     """
 
     after: int
@@ -36,7 +36,7 @@ class Death:
 
 
 def by_chance(number: int, seed: int, calls: int) -> list[Death]:
-    """Deaths at calls that chance decides; every third after an answer that was lost."""
+    """Choose random calls to die at; every third death follows a lost answer."""
     chance = random.Random(seed)
     found = []
     for run in range(number):
@@ -47,10 +47,10 @@ def by_chance(number: int, seed: int, calls: int) -> list[Death]:
 
 
 def at_every(calls: int, writing: int = 1) -> list[Death]:
-    """Deaths after every call, and before the first and each from ``writing`` on.
+    """Return deaths after every call, before the first, and before each from ``writing`` on.
 
-    Until then, a run writes nothing to the store between two calls, so that a death before a call
-    leaves what a death after the one before it leaves.
+    Before call number ``writing``, a run writes nothing to the store between two calls, so a death
+    before a call leaves the same as a death after the previous one.
     """
     before = [Death(after, late=False) for after in range(calls) if not 0 < after < writing]
     return [*before, *(Death(after, late=True) for after in range(calls))]
@@ -58,7 +58,7 @@ def at_every(calls: int, writing: int = 1) -> list[Death]:
 
 @contextmanager
 def victims(account: Account, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """What forks the runs; ``store`` in the folder is what all of them share."""
+    """Start the process that forks the runs; all of them share ``store`` in the folder."""
     with subprocess.Popen(
         [sys.executable, "-m", "aws.victim", str(folder), account.known()],
         stdin=subprocess.PIPE,
@@ -71,7 +71,7 @@ def victims(account: Account, folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def count_calls(account: Account, folder: Path, kind: str) -> int:
-    """How many changing calls a run makes that nobody kills, and that is not the first."""
+    """Count the changing calls of a second run that is not killed."""
     with victims(account, folder) as parent:
         for name in ("first", "second"):
             _begin(parent, f"{kind}-{name} {kind}")
@@ -82,13 +82,13 @@ def count_calls(account: Account, folder: Path, kind: str) -> int:
 
 
 def kill_runs(account: Account, folder: Path, kind: str, deaths: Sequence[Death]) -> Counter[str]:
-    """Start runs one after the other, and kill each; how they ended.
+    """Start runs one after the other and kill each; count how they ended.
 
     Args:
-        account: Simulated, hollow.
-        folder: Theirs.
-        kind: What they do: see ``victim``.
-        deaths: One a run.
+        account: A simulated account whose instances run nothing.
+        folder: The folder of the runs.
+        kind: What the runs do; see ``aws.victim``.
+        deaths: One for each run.
     """
     ends: Counter[str] = Counter()
     with victims(account, folder) as parent:

@@ -1,7 +1,7 @@
-"""What moto does with many resources, and AWS otherwise.
+"""Faster lookups in moto, and answers in pages as AWS gives them.
 
-It finds the tags of one resource by reading those of all: with a few hundred, a single describe
-takes it seconds. And it gives all in one answer, where AWS gives them by the page.
+moto finds the tags of one resource by reading those of all: with a few hundred resources, one
+describe call takes seconds. It also lists everything in one answer, where AWS sends pages.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 
 from aws.wire import Answer, Request
 
-#: What an answer lists, by action.
+#: The element with an answer's list, by action.
 _LISTS = {
     "DescribeSecurityGroups": "securityGroupInfo",
     "DescribeImages": "imagesSet",
@@ -23,7 +23,7 @@ _LISTS = {
 
 
 def quicken() -> None:
-    """Have moto look a resource's tags up instead."""
+    """Make moto look up a resource's tags directly."""
     from moto import backends
     from moto.core import responses
     from moto.ec2.models.core import TaggedEC2Resource
@@ -37,14 +37,14 @@ def quicken() -> None:
         ]
 
     TaggedEC2Resource.get_tags = get_tags
-    # Which services there are, and what each can do, does not change; moto finds it out each time.
+    # The services and their methods never change, but moto determines them on each call.
     services = list(backends.list_of_moto_modules())
     backends.list_of_moto_modules = lambda: services
     responses.method_names_from_class = cache(responses.method_names_from_class)
 
 
 def paged(answer: Answer, request: Request, size: int) -> Answer:
-    """A page of an answer, and the token for the next."""
+    """Return a page of an answer, with the token for the next."""
     if request.action not in _LISTS or not answer.ok:
         return answer
     root = ET.fromstring(answer.body)

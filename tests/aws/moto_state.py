@@ -1,4 +1,4 @@
-"""What is there, read in moto itself: by API calls, looking took tests longer than what they do."""
+"""The resources of an account, read from moto itself: API calls took most of the tests' time."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from aws.stacks import ACCOUNT
 
 
 def left(base: str, regions: list[str]) -> list[str]:
-    """Instances, groups, stacks, and the AMIs and snapshots that are neither the base nor verified.
+    """List instances, groups, stacks, and AMIs and snapshots neither verified nor of the base.
 
     Args:
-        base: The AMI that was there before.
-        regions: Where to look; for stacks, only in the first.
+        base: The AMI that exists from the beginning.
+        regions: The regions to read; stacks are read in the first only.
     """
     stacks = _backend("cloudformation", regions[0]).stacks.values()
     found = [one.name for one in stacks if one.status != "DELETE_COMPLETE"]
@@ -21,7 +21,7 @@ def left(base: str, regions: list[str]) -> list[str]:
 
 
 def verified(regions: list[str]) -> dict[str, str]:
-    """The AMIs that say that they stand in a catalog, and under which key."""
+    """Return the AMIs whose tags say ``verified``, with their keys."""
     found = (ami for region in regions for ami in _amis(region) if _is_verified(ami))
     return {ami.id: _marks(ami)["pytest-ephemeral.key"] for ami in found}
 

@@ -1,4 +1,4 @@
-"""Which permissions calls take, and which of them the reference lists."""
+"""The permissions that calls need, and those that the reference lists."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "providers-aws.md"
 
-#: S3's calls are told by their methods; what each may take.
+#: S3 calls are known by their HTTP methods; the permissions that each may need.
 S3 = {
     "GET": {"s3:GetObject", "s3:ListBucket"},
     "HEAD": {"s3:GetObject", "s3:ListBucket"},
     "PUT": {"s3:PutObject"},
     "POST": {"s3:PutObject"},
-    "DELETE": {"s3:DeleteObject", "s3:AbortMultipartUpload"},  # boto3's, when an upload fails
+    "DELETE": {"s3:DeleteObject", "s3:AbortMultipartUpload"},  # boto3 aborts failed uploads
 }
 
 
 def statements() -> list[dict[str, Any]]:
-    """The statements of the reference's policy, ``Action`` always a list."""
+    """Return the statements of the reference's policy, with ``Action`` always a list."""
     _, _, rest = PAGE.read_text().partition("### What it takes in permissions")
     policy = json.loads(rest.partition("```json")[2].partition("```")[0])
     return [
@@ -30,12 +30,12 @@ def statements() -> list[dict[str, Any]]:
 
 
 def documented() -> set[str]:
-    """The actions that the reference's policy allows."""
+    """Return the actions that the reference's policy allows."""
     return {action for one in statements() for action in one["Action"]}
 
 
 def needed(calls: Iterable[str]) -> set[str]:
-    """What calls take, as ``ec2:RunInstances``; to know who one is takes none."""
+    """Return the permissions, such as ``ec2:RunInstances``, that calls need; STS needs none."""
     found: set[str] = set()
     for call in calls:
         service, _, action = call.partition(":")

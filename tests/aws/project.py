@@ -1,4 +1,4 @@
-"""A project as a user has it: an ``ephemeral.toml`` on the simulated account, and who runs it."""
+"""A user's project on the simulated account: an ``ephemeral.toml``, a suite, and commands."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ env = {{ COLOUR = "blue" }}
 ready = {{ http = "/" }}
 """
 
-#: What a suite of a user's asks.
+#: A user's suite: it sends requests to the application.
 SUITE = """\
 import urllib.request
 
@@ -57,7 +57,7 @@ class Project:
     """A folder with a configuration and a suite.
 
     Args:
-        bench: Whose account it uses.
+        bench: The bench whose account the project uses.
     """
 
     def __init__(self, bench: Bench, more: str = "") -> None:
@@ -76,7 +76,7 @@ class Project:
         (self.folder / "ephemeral.toml").write_text(text + more)
 
     def run(self, *words: str, status: int | None = 0, **variables: str) -> Any:
-        """Run ``pytest`` or a verb of ``pytest-ephemeral``; what was printed."""
+        """Run ``pytest`` or a command of ``pytest-ephemeral``; return the finished process."""
         process = self.start(*words, **variables)
         stdout, stderr = process.communicate(timeout=150)
         done = subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
@@ -84,7 +84,7 @@ class Project:
         return done
 
     def start(self, *words: str, **variables: str) -> subprocess.Popen[str]:
-        """Start what ``run`` runs."""
+        """Start the same command as ``run``, without waiting for it."""
         path = os.pathsep.join([str(TESTS), str(TESTS / "aws" / "site")])
         return subprocess.Popen(
             [*PYTEST, *words[1:]] if words[0] == "pytest" else [*PROGRAM, *words],
@@ -96,5 +96,5 @@ class Project:
         )
 
     def json(self, *words: str) -> Any:
-        """What a verb says as data."""
+        """Return a command's JSON output."""
         return json.loads(self.run("--json", *words).stdout)

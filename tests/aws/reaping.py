@@ -1,4 +1,4 @@
-"""Instances that no run owns any more, and a reaper."""
+"""Helpers that make environments without an owner, and reap them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAST = (datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="seconds")
 FUTURE = (datetime.now(UTC) + timedelta(hours=1)).isoformat(timespec="seconds")
 
 
-#: A process of this machine that is gone, and one of another of which nobody here can tell.
+#: A dead process of this machine, and a process of another machine, whose state is unknown.
 DEAD = machine.process_of(msgspec.structs.replace(machine.this_owner(""), started="0", pid=1))
 
 
@@ -29,13 +29,13 @@ ELSEWHERE = machine.process_of(msgspec.structs.replace(machine.this_owner(""), m
 
 
 def bring_up(bench: Bench, **keys: Any) -> Environment:
-    """An environment in which nothing runs."""
+    """Bring up an environment in which nothing runs."""
     template = bench.template(**{"command": None, "ready": Ready(), **keys})
     return bench.lifecycle.bring_up(template).environment
 
 
 def launch_unrecorded(bench: Bench, expires: str = PAST, **keys: Any) -> Environment:
-    """An environment without a record, whose tags say when it expires."""
+    """Launch an environment and remove its record; its tags have the given expiry."""
     environment = bring_up(bench, **keys)
     bench.ledger.remove(environment.id)
     retag(bench, environment, expires)
@@ -58,17 +58,17 @@ def is_up(bench: Bench, environment: Environment) -> bool:
     ids = environment.handle["instances"].split(",")
     found = bench.account.ec2.describe_instances(InstanceIds=ids)["Reservations"]
     states = {one["State"]["Name"] for each in found for one in each["Instances"]}
-    return states <= {"pending", "running"}  # launched is not yet booted
+    return states <= {"pending", "running"}  # an instance is pending until it has booted
 
 
 def finish_test(bench: Bench, environment: Environment) -> None:
-    """Bring a test to its end."""
+    """Destroy a test's environment, and remove its record."""
     providers.load("ec2").destroy(environment)
     bench.ledger.remove(environment.id)
 
 
 def mark_baker_dead(bench: Bench, ami: str) -> None:
-    """The process that has baked an AMI is gone."""
+    """Change the tags of an AMI and its snapshot: the process that baked it is dead."""
     (found,) = bench.account.ec2.describe_images(ImageIds=[ami])["Images"]
     (snapshot,) = [one["Ebs"]["SnapshotId"] for one in found["BlockDeviceMappings"]]
     dead = [{"Key": tags.PROCESS, "Value": DEAD}]

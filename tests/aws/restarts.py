@@ -1,6 +1,6 @@
 """Instances that are stopped, started and changed, and root volumes that are replaced.
 
-moto knows nothing of the last: this answers as the API reference has it.
+moto does not implement the replacement: this follows the API reference.
 https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CreateReplaceRootVolumeTask.html
 """
 
@@ -16,7 +16,7 @@ from aws.wire import Answer, Request, forward, refuse, xml
 
 
 class Restarts:
-    """The part of ``Strict`` that is about instances that go on."""
+    """The part of ``Strict`` for instances that are stopped, started or changed."""
 
     moto: Any
     times: Any
@@ -31,7 +31,7 @@ class Restarts:
 
     def __init__(self) -> None:
         self._tasks: dict[str, dict[str, str]] = {}
-        #: How root volumes' replacements end.
+        #: The state in which replacements of root volumes end.
         self.task_state = "succeeded"
         super().__init__()
 
@@ -42,7 +42,7 @@ class Restarts:
         return answer
 
     def _ec2_StartInstances(self, request: Request) -> Answer:
-        """Only what has stopped; cloud-init runs no user data that it has run before."""
+        """Start only stopped instances; cloud-init runs user data only once on a root volume."""
         for id in request.listed("InstanceId"):
             instance = self.instance(id)
             if instance is None:

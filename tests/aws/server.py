@@ -1,6 +1,6 @@
-"""moto as a server of its own, strict, with a data plane, and with faults where they are asked for.
+"""A server with moto, stricter rules, a data plane, and faults that tests set.
 
-``python -m aws.server FOLDER THIRD-OCTET [--hollow]`` prints its URL. ``/_harness/…`` steers it.
+``python -m aws.server FOLDER [--hollow]`` prints its URL. Tests control it by ``/_harness/…``.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Harness:
         return answer.send(start_response)
 
     def _fault(self, request: Request) -> dict[str, Any] | None:
-        """The fault that this call is to meet, if any."""
+        """Record a call, and return the fault that it meets, if any."""
         with self._lock:
             name = f"{request.service}:{request.action}"
             self.calls.append((name, time.time()))
@@ -84,7 +84,7 @@ class Harness:
         return None
 
     def _kill(self, request: Request, fault: dict[str, Any], start_response: Any) -> Any:
-        """Kill who asks: before it is done, or after, with nobody there to hear of it."""
+        """Kill the calling process before the call takes effect or, if late, after it."""
         if fault["late"]:
             self.strict.answer(request)
         os.kill(fault["pid"], signal.SIGKILL)
@@ -94,7 +94,7 @@ class Harness:
         if request.service in {"ssm", "logs"}:
             return refuse_json(fault["code"], "said the harness")
         status = "503 Service Unavailable" if fault["kind"] == "throttle" else "400 Bad Request"
-        if fault["code"].startswith("Insufficient"):  # a server's error, which boto3 repeats
+        if fault["code"].startswith("Insufficient"):  # a server error, which boto3 retries
             status = "500 Internal Server Error"
         if request.service == "cloudformation":
             return refuse_query(fault["code"], "said the harness")
@@ -106,7 +106,7 @@ class Harness:
         told = getattr(self, f"_tell_{verb}")(**sent)
         return as_json({} if told is None else told)
 
-    # What each verb of the harness does, as it is told.
+    # One method for each command of the harness.
 
     def _tell_fault(self, **fault: Any) -> None:
         with self._lock:
@@ -122,7 +122,7 @@ class Harness:
         return calls
 
     def _tell_asked(self, action: str) -> list[dict[str, str]]:
-        """What such calls asked for, since that was last wanted to be known."""
+        """Return the parameters of an action's calls since this was last called for it."""
         with self._lock:
             found = [form for name, form in self.asked if name == action]
             self.asked = [one for one in self.asked if one[0] != action]
@@ -137,7 +137,7 @@ class Harness:
             return moto_state.verified(regions)
 
     def _tell_own(self) -> list[str]:
-        """The calls that the tool itself has made since the beginning, each once."""
+        """List the calls that the tool itself has made since the start, each once."""
         return sorted(self.own)
 
     def _tell_times(self, **times: float) -> None:
@@ -178,7 +178,7 @@ class Harness:
         self.guests.run(guest, ["/bin/sh", str(script)], guest.folder / "expire.log")
 
     def _metadata(self, environ: dict[str, Any], path: str) -> Answer:
-        """The instance metadata service, version 2 alone."""
+        """Answer as the instance metadata service does, in version 2 only."""
         _, _, id, *rest = path.split("/")
         what, method = "/".join(rest), environ["REQUEST_METHOD"]
         plain = [("Content-Type", "text/plain")]
@@ -217,10 +217,10 @@ def main(folder: Path, *, real: bool) -> None:
 
     class Quiet(MotoRequestHandler):
         def log(self, *_: Any) -> None:
-            """Not a word."""
+            """Print nothing."""
 
         def connection_dropped(self, *_: Any) -> None:
-            """The answer is lost, or whoever asked was killed."""
+            """Close the connection: the answer is lost, or the client was killed."""
             self.close_connection = True
 
     quicken()

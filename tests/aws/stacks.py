@@ -1,4 +1,4 @@
-"""CloudFormation where moto does all at once, or nothing: time, failures, what stays, errors."""
+"""CloudFormation's delays, failures, retained resources and errors, which moto lacks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FINAL = {"CREATE_COMPLETE", "CREATE_FAILED", "ROLLBACK_COMPLETE", "UPDATE_COMPLE
 
 
 class Stacks:
-    """The part of ``Strict`` that is about stacks."""
+    """The part of ``Strict`` for stacks."""
 
     moto: Any
     times: Any
@@ -27,13 +27,13 @@ class Stacks:
 
     def __init__(self) -> None:
         self.protected: dict[str, bool] = {}
-        #: Resources that can't be made, by logical name: why.
+        #: The reasons for which resources can't be created, by logical name.
         self.failing: dict[str, str] = {}
         self._asked: dict[str, Answer] = {}
 
     def _cloudformation_CreateStack(self, request: Request) -> Answer:
         token = request.form.get("ClientRequestToken", "")
-        if token and token in self._asked:  # without a token, each call is one of its own
+        if token and token in self._asked:  # without a token, each call is a new one
             return self._asked[token]
         if said := _refusal(request):
             return refuse_query(*said)
@@ -41,7 +41,7 @@ class Stacks:
         for name in answer.found("StackId"):
             self._asked[token] = answer
             stack = self._stack(name)
-            stack.verify_readiness = lambda: None  # moto's own word for "at once"
+            stack.verify_readiness = lambda: None  # in moto, this completes the stack at once
             stack.status = "CREATE_IN_PROGRESS"
             stack.timeout_in_minutes = int(request.form.get("TimeoutInMinutes", 0))
             rollback = request.form.get("OnFailure", "ROLLBACK") == "ROLLBACK"
@@ -58,7 +58,7 @@ class Stacks:
         stack.status = "ROLLBACK_COMPLETE" if rollback else "CREATE_FAILED"
 
     def _fail(self, stack: Any) -> bool:
-        """Let what is to fail in a stack, or in one nested in it, fail; whether anything did."""
+        """Fail the chosen resources of a stack and its nested stacks; return whether any failed."""
         reasons = {name: self.failing[name] for name in _resources(stack) if name in self.failing}
         for name, nested in _nested(stack).items():
             if self._fail(nested):
@@ -71,7 +71,7 @@ class Stacks:
         return bool(reasons)
 
     def _cloudformation_GetTemplateSummary(self, request: Request) -> Answer:
-        """What moto knows nothing of: which capabilities it takes."""
+        """Check the size, and add the required capabilities, which moto leaves out."""
         body = template_of(request)
         if said := _size_refusal(request, body):
             return refuse_query(*said)
@@ -92,7 +92,7 @@ class Stacks:
         )
 
     def _cloudformation_UpdateStack(self, request: Request) -> Answer:
-        """Tags alone are changed: moto thinks that nothing is."""
+        """Update the tags alone, which moto takes for no change."""
         name, tags = request.form["StackName"], self._stack_tags(request)
         stack = self._stack(name)
         if stack.status not in FINAL:
@@ -125,10 +125,10 @@ class Stacks:
         return xml("DeleteStack", "")
 
     def _deleted(self, stack: Any) -> None:
-        """Delete what can be; a stack is gone when all in it is."""
+        """Delete a stack, unless an export is in use or a bucket is not empty."""
         full = list(_full_buckets(stack))
         if stack.status != "DELETE_IN_PROGRESS":
-            return  # asked for twice
+            return  # a second request: already done
         if used := self.failing.get("Outputs"):
             stack.status, stack.stack_status_reason = "CREATE_COMPLETE", used
             return
@@ -157,7 +157,7 @@ class Stacks:
 
     @staticmethod
     def _stack_tags(request: Request) -> dict[str, str]:
-        """The tags of a stack, which are its resources' too."""
+        """Return the tags of a stack, which its resources get, too."""
         form = request.form
         return {
             text: form[name.removesuffix("Key") + "Value"]
@@ -189,7 +189,7 @@ def _backend(service: str, region: str) -> Any:
 
 
 def _refusal(request: Request) -> tuple[str, str] | None:
-    """Why CloudFormation would not begin with this stack."""
+    """Return the error with which CloudFormation would refuse this stack, or None."""
     from moto.cloudformation.parsing import get_model_map
 
     body = template_of(request)
@@ -208,7 +208,7 @@ def _refusal(request: Request) -> tuple[str, str] | None:
 
 
 def template_of(request: Request) -> str:
-    """The template that a request has with it, or says the URL of."""
+    """Return the template that a request contains, or whose URL it contains."""
     from moto.cloudformation import models
 
     if "TemplateURL" not in request.form:
@@ -225,7 +225,7 @@ def _size_refusal(request: Request, body: str) -> tuple[str, str] | None:
 
 
 def _kinds(body: str) -> set[str]:
-    """The types of a template's resources."""
+    """Return the types of a template's resources."""
     from moto.cloudformation.models import Stack
 
     template = json.loads(body) if body.lstrip().startswith("{") else Stack.parse_template(body)
@@ -233,7 +233,7 @@ def _kinds(body: str) -> set[str]:
 
 
 def _capabilities(body: str) -> list[str]:
-    """What a template's maker has to allow."""
+    """List the capabilities that a template requires."""
     is_iam = any(kind.startswith("AWS::IAM::") for kind in _kinds(body))
     needed = {
         "CAPABILITY_IAM": is_iam,
@@ -243,7 +243,7 @@ def _capabilities(body: str) -> list[str]:
 
 
 def read_urls_of_this_machine() -> None:
-    """Have moto read templates whose URL has this machine's address, and not only its name."""
+    """Make moto read templates from URLs with this machine's address, not only its name."""
     from moto.cloudformation import models, responses, utils
 
     original = utils.get_stack_from_s3_url
@@ -255,7 +255,7 @@ def read_urls_of_this_machine() -> None:
 
 
 def _nested(stack: Any) -> dict[str, Any]:
-    """The stacks that are resources of a stack, by their names in its template."""
+    """Return the nested stacks of a stack, by their names in its template."""
     kinds = {name: one["Type"] for name, one in stack.template_dict["Resources"].items()}
     made = stack.resource_map._parsed_resources
     return {
@@ -270,7 +270,7 @@ def _resources(stack: Any) -> list[str]:
 
 
 def _full_buckets(stack: Any) -> Iterator[str]:
-    """The buckets of a stack that still hold something."""
+    """Return the buckets of a stack that are not empty."""
     buckets = _backend("s3", "aws").buckets
     for name, resource in stack.template_dict["Resources"].items():
         if resource["Type"] == "AWS::S3::Bucket" and resource.get("DeletionPolicy") != "Retain":

@@ -1,7 +1,7 @@
-"""What moto accepts and AWS does not, or does at once and AWS in time.
+"""AWS's refusals and delays that moto lacks.
 
-Client tokens, groups in use, names of AMIs that are taken, AMIs that are pending, instances that
-boot and end, shutdown from inside, snapshots' tags, consoles, commands.
+They concern client tokens, groups in use, names of AMIs that are taken, pending AMIs, instances
+that boot and end, shutdown from inside, tags of snapshots, consoles and commands.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CODES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "st
 
 
 class Strict(Restarts, Stacks):
-    """Stands in front of moto, in the same process."""
+    """Handles requests before moto, in the same process."""
 
     def __init__(self, moto: WSGI, guests: Guests, times: Times) -> None:
         self.moto = moto
@@ -40,7 +40,7 @@ class Strict(Restarts, Stacks):
         self._tokens: dict[str, tuple[str, Answer]] = {}
         self._lingering: dict[str, float] = {}
         self._unseen: dict[str, float] = {}
-        #: Instance profiles, and how often EC2 does not know of each yet.
+        #: Instance profiles, and how many more launches EC2 refuses because each is new.
         self.profiles: dict[str, int] = {}
         super().__init__()
 
@@ -79,8 +79,8 @@ class Strict(Restarts, Stacks):
         backend = self.backend(request.region)
         if said := acceptance.refusal(request, backend, self.profiles):
             return refuse(*said)
-        # moto makes the fewest that would do, AWS as many as it can.
-        # It would ask IAM for the profile, which knows it before EC2 does.
+        # moto launches the minimum count, AWS as many as it can.
+        # moto checks the profile in IAM, which knows it before EC2 does.
         form = {**request.form, "MinCount": request.form["MaxCount"]}
         form.pop("IamInstanceProfile.Name", None)
         request.replace_form(form)
@@ -122,7 +122,7 @@ class Strict(Restarts, Stacks):
         self.clock.after(self.times.boot, run)
 
     def _ec2_DescribeInstances(self, request: Request) -> Answer:
-        """What was only just launched can't be seen yet."""
+        """Hide instances that were launched too recently to be visible."""
         hidden = {id for id, at in self._unseen.items() if at > time.monotonic()}
         if asked := hidden.intersection(request.listed("InstanceId")):
             return refuse("InvalidInstanceID.NotFound", f"The instance IDs {asked} do not exist")
@@ -185,7 +185,7 @@ class Strict(Restarts, Stacks):
                         del backend.reservations[reservation.id]
 
     def shutdown(self, id: str) -> None:
-        """The guest shuts itself down: what that means is its instance's own attribute."""
+        """Shut down from inside: an attribute of the instance decides whether it ends or stops."""
         with self.lock:
             instance = self.instance(id)
             if instance._state.name not in {"running", "pending"}:
@@ -198,7 +198,7 @@ class Strict(Restarts, Stacks):
                 self.guests.end(id)
 
     def reclaim(self, id: str, reason: str) -> None:
-        """AWS ends an instance by itself."""
+        """Terminate an instance for a reason of AWS's own."""
         with self.lock:
             instance = self.instance(id)
             instance.terminate()

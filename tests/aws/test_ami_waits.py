@@ -1,4 +1,4 @@
-"""An AMI is waited for."""
+"""Waiting for an AMI to become available."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_ephemeral.providers.ec2 import amis, deregistration
 
 
 class Answers:
-    """An EC2 that answers one after the other, the last for ever."""
+    """An EC2 client that gives the answers in turn, and repeats the last one."""
 
     def __init__(self, *answers: str) -> None:
         self.answers = list(answers)
@@ -31,7 +31,7 @@ class Answers:
 
 @pytest.fixture
 def frequent_polling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks often, at ``Answers`` too."""
+    """Poll often, and accept ``Answers`` in place of a client."""
     monkeypatch.setattr(amis, "POLL", 0.02)
     monkeypatch.setattr(amis, "UNSEEN", 0.1)
     monkeypatch.setattr(amis, "SAY_AGAIN", 0.05)
@@ -48,7 +48,7 @@ GONE, BUSY = "InvalidAMIID.NotFound", "RequestLimitExceeded"
 
 @pytest.mark.usefixtures("frequent_polling")
 def test_waiting_for_an_ami_survives_unclear_responses() -> None:
-    """Not visible, pending for long, not visible again, throttled for long: it goes on."""
+    """The AMI is invisible at times and pending for long, and calls are throttled for long."""
     said: list[str] = []
     seen = Answers(GONE, *["pending"] * 9, GONE, *[BUSY] * 9, "pending", "available")
     assert amis.wait(seen, "ami-1", said.append)["State"] == "available"
@@ -61,14 +61,14 @@ def test_waiting_for_an_ami_survives_unclear_responses() -> None:
     [(GONE, "still not visible"), ("pending", "still pending"), ("failed", "is failed")],
 )
 def test_an_ami_that_never_becomes_available_is_reported(answer: str, said: str) -> None:
-    """Never seen within a minute, pending past its hour, or failed."""
+    """It never becomes visible, is pending for longer than allowed, or has failed."""
     with pytest.raises(BakeError, match=said):
         amis.wait(Answers(answer), "ami-1", print, within=0.3)
 
 
 @pytest.mark.usefixtures("frequent_polling")
 def test_snapshots_are_found_despite_throttling() -> None:
-    """A pending AMI names them late: throttled meanwhile, none is left behind."""
+    """A pending AMI lists its snapshots only later; a throttled call must not lose any."""
     found = {"ImageId": "ami-1", "State": "pending"}
     seen = Answers("pending", BUSY, "available")
     assert deregistration.find_snapshots(seen, found) == ["snap-1"]

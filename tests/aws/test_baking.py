@@ -1,4 +1,4 @@
-"""AMIs: baked once, verified, found again, and gone with their snapshots."""
+"""Baking AMIs: they are verified, reused, and removed with their snapshots."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pytest_ephemeral.providers.ec2.tags import tags_of
 
 
 def test_a_bake_leaves_only_the_verified_ami(bench: Bench) -> None:
-    """Builder, verifier and their groups are gone; the same key is not baked again."""
+    """The builder, the verifier and their groups are removed. The key is not baked again."""
     image = bench.bake()
     assert bench.account.left() == []
     bench.account.calls()
@@ -38,7 +38,7 @@ def test_install_output_is_shown_live_and_logged(bench: Bench) -> None:
 
 
 def test_a_failed_install_script_leaves_nothing(bench: Bench) -> None:
-    """The last lines are in the error; no AMI, no instance, no group is left."""
+    """The error contains the last lines of output. No AMI, instance or group remains."""
     with pytest.raises(BakeError, match="status 3") as caught:
         bench.bake(install=["echo no compiler", "exit 3"])
     assert "no compiler" in str(caught.value)
@@ -46,7 +46,7 @@ def test_a_failed_install_script_leaves_nothing(bench: Bench) -> None:
 
 
 def test_an_image_with_failed_verification_is_removed(bench: Bench) -> None:
-    """AMI and snapshots of what fails its verify go with it."""
+    """Its AMI and snapshots are removed, and the catalog has no record of it."""
     with pytest.raises(BakeError, match="verifying it"):
         bench.bake(verify=["false"])
     assert bench.account.left() == []
@@ -54,7 +54,7 @@ def test_an_image_with_failed_verification_is_removed(bench: Bench) -> None:
 
 
 def test_a_bake_waits_for_a_pending_ami_despite_throttling(bench: Bench) -> None:
-    """An AMI that is not visible at first, then pending, with the account over its limit."""
+    """The AMI is not visible at first, then pending, and the account is over its request limit."""
     bench.account.tell("times", ami=1.0)
     bench.account.fault("DescribeImages", "InvalidAMIID.NotFound", times=1, after=3)
     bench.account.fault("DescribeImages", "RequestLimitExceeded", kind="throttle", times=2, after=4)
@@ -65,14 +65,14 @@ def test_a_bake_waits_for_a_pending_ami_despite_throttling(bench: Bench) -> None
     "action", ["CreateSecurityGroup", "RunInstances", "CreateImage", "StopInstances", "CreateTags"]
 )
 def test_a_lost_response_creates_no_duplicates(bench: Bench, action: str) -> None:
-    """Done, but never heard of: asked again, it is found, and not made once more."""
+    """A call takes effect, but its answer is lost: the retry finds the resource and adds none."""
     bench.account.fault(action, kind="lost")
     bench.bake()
     assert bench.account.left() == []
 
 
 def test_a_large_artifact_requires_a_bucket(bench: Bench) -> None:
-    """Without a bucket it is refused in words; with one, it goes by presigned URL."""
+    """Without a bucket, an error says so. With one, it is sent by presigned URL, then deleted."""
     large = bench.folder / "large.bin"
     large.write_bytes(b"x" * 20000)
     keys: dict[str, Any] = {"artifact": str(large), "install": ['cp "$ARTIFACT" "$PREFIX/"']}
@@ -89,7 +89,7 @@ def test_a_large_artifact_requires_a_bucket(bench: Bench) -> None:
 def test_files_and_python_are_available_and_part_of_the_key(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, bucket: str | None
 ) -> None:
-    """They are there in its folder, and what they hold is in the key; so is the Python."""
+    """The install script finds the files and the Python; both are inputs of the key."""
     boto3.client("s3").create_bucket(Bucket="transfers")
     monkeypatch.setenv("PATH", str(Path(sys.executable).resolve().parent), prepend=":")
     (bench.folder / "deploy").mkdir()
@@ -112,7 +112,7 @@ def test_files_and_python_are_available_and_part_of_the_key(
 
 
 def test_the_base_ami_can_be_found_by_owner_and_name(bench: Bench) -> None:
-    """What matches, for the processors that are asked for, is baked from and stands in the key."""
+    """The matching AMI for the recipe's processor architecture is the base, and part of the key."""
     ec2 = bench.account.ec2
     wanted, other = (
         ec2.register_image(Name=name, RootDeviceName="/dev/xvda", Architecture=architecture)
@@ -129,7 +129,7 @@ def test_the_base_ami_can_be_found_by_owner_and_name(bench: Bench) -> None:
 
 
 def test_an_existing_ami_is_used_and_never_removed(bench: Bench) -> None:
-    """It is checked to be there, and never removed."""
+    """A missing AMI is an error. Pruning leaves an existing one in place."""
     keys: dict[str, Any] = {"base": None, "install": None, "artifact": None, "verify": []}
     image = bench.bake(reference=bench.account.base, **keys)
     assert image.reference == bench.account.base
@@ -141,7 +141,7 @@ def test_an_existing_ami_is_used_and_never_removed(bench: Bench) -> None:
 
 
 def test_pruning_deregisters_and_deletes_snapshots(bench: Bench) -> None:
-    """All of it goes, and an AMI that someone else has removed is told of in words."""
+    """Nothing of the image remains. An AMI that others have removed is reported by its id."""
     image = bench.bake()
     bench.images.prune(0, ())
     assert not bench.account.ec2.describe_images(
@@ -156,7 +156,7 @@ def test_pruning_deregisters_and_deletes_snapshots(bench: Bench) -> None:
 
 
 def test_an_ami_is_copied_to_other_regions(bench: Bench) -> None:
-    """A copy is launched from there, and goes with the image."""
+    """The copy is tagged as verified. Pruning the image removes the copy and its snapshots, too."""
     bench.bake(copy_to=["eu-west-1"])
     there = boto3.client("ec2", region_name="eu-west-1")
     (copied,) = there.describe_images(Owners=["self"])["Images"]
@@ -167,13 +167,13 @@ def test_an_ami_is_copied_to_other_regions(bench: Bench) -> None:
 
 
 def test_builders_are_locked_down_and_tagged(bench: Bench) -> None:
-    """In the calls that make it: IMDSv2, no inbound rule, tags on all of it, a token of its own."""
+    """They require IMDSv2, allow no ingress, tag all resources, and have tokens of their own."""
     for action in ("RunInstances", "CreateSecurityGroup", "CreateImage"):
         bench.account.asked(action)
     bench.account.calls()
     image = bench.bake()
     launched = bench.account.asked("RunInstances")
-    assert len({form["ClientToken"] for form in launched}) == 2  # the builder, and who verifies
+    assert len({form["ClientToken"] for form in launched}) == 2  # the builder's and the verifier's
     for form in launched:
         assert form["MetadataOptions.HttpTokens"] == "required"
         assert form["MetadataOptions.HttpPutResponseHopLimit"] == "2"
@@ -193,7 +193,7 @@ def tags_in(form: dict[str, str], kind: str) -> dict[str, str]:
 
 
 def test_amis_copies_and_snapshots_are_tagged_verified(bench: Bench) -> None:
-    """On the AMI, its snapshots, and its copies with theirs."""
+    """The tag is on the AMI, on its copy in another region, and on the snapshots of both."""
     image = bench.bake(copy_to=["eu-west-1"])
     for region in ("us-east-1", "eu-west-1"):
         ec2 = boto3.client("ec2", region_name=region)
@@ -209,7 +209,7 @@ def test_amis_copies_and_snapshots_are_tagged_verified(bench: Bench) -> None:
 def test_passed_secrets_are_not_in_the_image_or_the_log(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, bucket: str | None
 ) -> None:
-    """Nor are the URLs that it was given: cloud-init keeps user data in several places."""
+    """Neither are presigned URLs, though cloud-init keeps user data in several places."""
     if bucket:
         boto3.client("s3").create_bucket(Bucket=bucket)
     monkeypatch.setenv("TOKEN", "t0p-s3cret")
@@ -229,7 +229,7 @@ def test_passed_secrets_are_not_in_the_image_or_the_log(
 def test_output_is_read_from_the_console_if_uploads_fail(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its URLs end with the credentials that made them: nobody waits an hour for that."""
+    """Presigned URLs expire with their credentials; the bake must not then wait for an hour."""
     boto3.client("s3").create_bucket(Bucket="closed")
     monkeypatch.setattr(builders, "SECOND_LOOK", 0.2)
     bench.account.fault("PUT", "AccessDenied", times=99)
@@ -240,14 +240,14 @@ def test_output_is_read_from_the_console_if_uploads_fail(
 
 
 def test_a_bake_waits_until_the_ami_can_be_launched(bench: Bench) -> None:
-    """One look says that it is available, the next that there is none: it is verified."""
+    """An AMI that was reported as available may be unknown to the next call, which is repeated."""
     bench.account.fault("RunInstances", "InvalidAMIID.NotFound", times=2, after=1)
     bench.bake()
     assert bench.account.left() == []
 
 
 def test_a_missing_bucket_is_reported_before_launch(bench: Bench) -> None:
-    """Before anything is launched."""
+    """The error names the setting and the bucket."""
     bench.account.calls()
     with pytest.raises(ConfigurationError, match=r"images.app.bucket: 'nowhere': it does not"):
         bench.bake(bucket="nowhere")
@@ -255,7 +255,7 @@ def test_a_missing_bucket_is_reported_before_launch(bench: Bench) -> None:
 
 
 def test_the_base_ami_can_come_from_an_ssm_parameter(bench: Bench) -> None:
-    """It is looked up first, and what it holds stands in the key."""
+    """The parameter's value is part of the key. A missing parameter is an error."""
     ssm = boto3.client("ssm")
     ssm.put_parameter(Name="/golden/base", Value=bench.account.base, Type="String")
     assert bench.bake(base="ssm:/golden/base").inputs["base"] == bench.account.base
@@ -265,7 +265,7 @@ def test_the_base_ami_can_come_from_an_ssm_parameter(bench: Bench) -> None:
 
 
 def test_a_forced_bake_replaces_the_ami_in_all_regions(bench: Bench) -> None:
-    """With ``--force``, in all regions; what something runs from is left to reap."""
+    """``--force`` removes the old AMIs, too. One with a running environment is left to reap."""
     bench.keys = {"copy_to": ["eu-west-1"]}
     first = bench.bake()
     second = bench.bake("always")
@@ -283,14 +283,14 @@ def test_a_forced_bake_replaces_the_ami_in_all_regions(bench: Bench) -> None:
 
 
 def images_of(region: str) -> set[str]:
-    """The AMIs in a region that were baked."""
+    """Return the baked AMIs in a region."""
     filters = [{"Name": "tag-key", "Values": ["pytest-ephemeral.key"]}]
     found = boto3.client("ec2", region_name=region).describe_images(Filters=filters)
     return {one["ImageId"] for one in found["Images"]}
 
 
 def test_two_stores_can_bake_the_same_key_concurrently(bench: Bench, tmp_path: Path) -> None:
-    """Two people without a common store: neither removes what the other is making."""
+    """Without a common store, neither bake removes the resources of the other."""
     other = Bench(bench.account, bench.folder, store=tmp_path / "other-store")
     with ThreadPoolExecutor() as pool:
         made = [pool.submit(one.bake, install=["sleep 1"], verify=[]) for one in (bench, other)]
@@ -302,7 +302,7 @@ def test_two_stores_can_bake_the_same_key_concurrently(bench: Bench, tmp_path: P
 
 
 def test_a_failed_copy_is_retried_by_the_next_bake(bench: Bench) -> None:
-    """What was verified stays, and is not baked again."""
+    """The verified AMI remains; the next bake makes only the copy."""
     bench.account.fault("CopyImage", "ResourceLimitExceeded")
     with pytest.raises(BakeError, match="ResourceLimitExceeded"):
         bench.bake(copy_to=["eu-west-1"])
@@ -313,7 +313,7 @@ def test_a_failed_copy_is_retried_by_the_next_bake(bench: Bench) -> None:
 
 
 def test_images_in_use_are_not_pruned(bench: Bench) -> None:
-    """Nor one that is production, whatever runs: see also the command line's tests."""
+    """Neither is an image of production. See also the tests of the command line."""
     environment = bench.lifecycle.bring_up(bench.template()).environment
     assert bench.images.prune(0, ()) == []
     bench.lifecycle.destroy(environment)

@@ -1,4 +1,4 @@
-"""How many calls a run makes, by AWS's own count: the account's limits are shared with others."""
+"""The number of calls that a run makes, counted by the server: an account's limits are shared."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ def test_it(ephemeral_url, number):
     assert number != {failing}
 """
 
-#: How many environments are up at once, and the calls that each may take.
+#: The number of environments at once, and the calls that each may make.
 MANY = 20
 EACH = 3
-#: The looks at instances that a run takes here while nothing else is done on this machine.
+#: The polls of instances that a run makes here on an idle machine.
 LOOKS = 1
-#: Seconds between looks, as users have them.
+#: Seconds between polls, as for users.
 PACE = 2.0
 
 
 def is_watching() -> bool:
-    """Whether this process itself looks at instances."""
+    """Return whether this process itself polls instances."""
     return any(thread.name == "watches EC2 instances" for thread in threading.enumerate())
 
 
 def run(bench: Bench, count: int, failing: int = -1) -> Counter[str]:
-    """Run a suite at the pace that users have, until all is gone; the calls it made."""
+    """Run a suite with users' polling intervals until all is destroyed; count its calls."""
     project = Project(bench)
     (project.folder / "test_suite.py").write_text(TESTS.format(count=count, failing=failing))
     project.run("bake", "app")
-    until(lambda: not is_watching())  # for tests before this one
+    until(lambda: not is_watching())  # the poller of earlier tests
     bench.account.calls()
     started = time.monotonic()
     project.run("pytest", "--ephemeral-env", status=int(failing >= 0), PACE="users")
     until(lambda: not bench.ledger.entries(), within=60)
     calls = Counter(bench.account.calls())
-    # One look every two seconds, however long this machine takes.
+    # One poll every two seconds, however long this machine takes.
     looks = calls["ec2:DescribeInstances"]
     assert looks <= 1 + (time.monotonic() - started) / PACE, calls
     return Counter({**calls, "ec2:DescribeInstances": min(looks, LOOKS)})
@@ -58,7 +58,7 @@ def run(bench: Bench, count: int, failing: int = -1) -> Counter[str]:
 
 @pytest.mark.parametrize(("count", "most"), [(1, 9), (10, 12)])
 def test_the_number_of_tests_hardly_affects_api_calls(bench: Bench, count: int, most: int) -> None:
-    """Who asks is asked once; the console, while nothing fails, never."""
+    """The identity is requested once; the console is never read while no test fails."""
     calls = run(bench, count)
     assert calls.total() <= most, calls
     assert calls["sts:GetCallerIdentity"] == 1
@@ -66,14 +66,14 @@ def test_the_number_of_tests_hardly_affects_api_calls(bench: Bench, count: int, 
 
 
 def test_failed_tests_cost_one_console_request(bench: Bench) -> None:
-    """Its log is fetched then, and not before the tests that come after it."""
+    """The log is read for the failed test alone, and not for the tests after it."""
     calls = run(bench, count=10, failing=4)
     assert calls["ec2:GetConsoleOutput"] == 1, calls
     assert calls.total() <= 12, calls
 
 
 def test_console_reads_are_rate_limited(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often it is asked for; but for the log that is kept, it is read anew."""
+    """Repeated requests for a log use the last read; only the log that is kept is read anew."""
     monkeypatch.setattr("pytest_ephemeral.providers.ec2.console.FRESH", 60.0)
     bench.bake()
     environment = bench.lifecycle.bring_up(bench.template()).environment
@@ -90,7 +90,7 @@ def test_console_reads_are_rate_limited(bench: Bench, monkeypatch: pytest.Monkey
 
 
 def test_many_environments_share_api_calls(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks, groups and ends are shared by all; only launching is each one's own."""
+    """Polls, groups and terminations are shared; only the launch call is made for each."""
     monkeypatch.setattr("pytest_ephemeral.providers.ec2.instance_watcher.INTERVAL", 2.0)
     bench.bake()
     bench.account.calls()
@@ -108,9 +108,9 @@ def test_many_environments_share_api_calls(bench: Bench, monkeypatch: pytest.Mon
 def test_repeated_server_errors_end_the_launch_soon(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One after another is not waited out, in the launch or in its undoing.
+    """Neither the launch nor its cleanup retries for long.
 
-    Then instances that were launched all the same have their time to become visible.
+    The cleanup still gives instances that were launched after all the time to become visible.
     """
     monkeypatch.setattr("pytest_ephemeral.providers.ec2.removal.UNSEEN", 1.0)
     bench.bake()
@@ -128,7 +128,7 @@ def test_repeated_server_errors_end_the_launch_soon(
 
 
 def test_instances_are_found_without_client_tokens(bench: Bench) -> None:
-    """Some services that behave as EC2 do not return the client token; of a bake's, too."""
+    """Some services compatible with EC2 return no client token; bakes and launches still work."""
     bench.account.tell("times", token=False, unseen=0.3)
     bench.bake()
     assert bench.account.left() == []

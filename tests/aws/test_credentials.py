@@ -1,4 +1,4 @@
-"""Credentials, regions, endpoints: as for all that use boto3; else one line, and nothing done."""
+"""Credentials, regions and endpoints are those of boto3; an error is one line before any change."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ web_identity_token_file = /nowhere/token
 region = us-east-1
 """
 
-#: What is wrong → variables (None: not set), a configuration file, a fault, and what is said.
+#: Problem → variables (None: not set), a configuration file, a fault, and the message.
 WRONG = {
     "no credentials": (dict.fromkeys(KEYS), "", (), "no credentials.*AWS_PROFILE"),
     "no such profile": ({"AWS_PROFILE": "nobody"}, "", (), "nobody.*aws configure list-profiles"),
@@ -87,7 +87,7 @@ def project(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 
 def break_it(what: str, bench: Bench, folder: Path, patch: pytest.MonkeyPatch) -> str:
-    """Have something wrong with how AWS is asked; what has to be said of it."""
+    """Break the access to AWS in one way; return the expected message."""
     variables, text, fault, said = WRONG[what]
     patch.setenv("AWS_CONFIG_FILE", str(folder / "aws"))
     patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(folder / "none"))
@@ -107,7 +107,7 @@ def test_the_cli_reports_access_problems_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """It exits with 2, before anything was baked, launched or recorded."""
+    """The command exits with 2, before anything is baked, launched or recorded."""
     with monkeypatch.context() as patch:
         said = break_it(what, bench, project.folder, patch)
         bench.account.calls()
@@ -115,7 +115,7 @@ def test_the_cli_reports_access_problems_in_one_line(
     printed = capsys.readouterr().err
     (line,) = printed.splitlines()
     assert re.search(f"^error: AWS.*{said}", line), line
-    # What looks at instances may still look at those of a test before this one.
+    # The poller may still read the instances of an earlier test.
     looks = {"sts:GetCallerIdentity", "sts:AssumeRole", "ec2:DescribeInstances"}
     assert set(bench.account.calls()) <= looks
     assert bench.ledger.entries() == []
@@ -125,7 +125,7 @@ def test_the_cli_reports_access_problems_in_one_line(
 def test_pytest_reports_access_problems_in_one_line(
     what: str, bench: Bench, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It exits with 4 (a usage error) before the first test, without a traceback."""
+    """pytest exits with 4 (a usage error) before the first test, without a traceback."""
     with monkeypatch.context() as patch:
         said = break_it(what, bench, project.folder, patch)
         done = project.run("pytest", "--ephemeral-env", status=4)
@@ -149,7 +149,7 @@ port = 8080
 def test_a_store_without_credentials_stops_the_run(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the provider is: once, before the first test."""
+    """The error is printed once, before the first test, even if the provider is local."""
     (project.folder / "ephemeral.toml").write_text(STORE)
     for name in KEYS:
         monkeypatch.delenv(name)
@@ -177,7 +177,7 @@ sts =
 def test_a_profile_can_set_endpoints_per_service(
     bench: Bench, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As ``services`` in a configuration file has them."""
+    """They are in a ``services`` section of the configuration file."""
     who = "\n".join(f"{name.lower()} = testing" for name in KEYS)
     (project.folder / "aws").write_text(SERVICES.format(who=who, url=bench.account.url))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(project.folder / "aws"))
@@ -191,7 +191,7 @@ def test_a_profile_can_set_endpoints_per_service(
 def test_variables_can_set_endpoints_per_service(
     bench: Bench, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``AWS_ENDPOINT_URL_EC2`` and such go before the one for all."""
+    """``AWS_ENDPOINT_URL_EC2`` and its siblings take precedence over ``AWS_ENDPOINT_URL``."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     for service in ("EC2", "STS", "CLOUDFORMATION"):
         monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", bench.account.url)
@@ -204,7 +204,7 @@ def test_variables_can_set_endpoints_per_service(
 def test_aws_region_is_used_if_no_other_region_is_set(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``AWS_REGION`` is read by all of AWS's tools but boto3, whose own choice goes before it."""
+    """Unlike AWS's other tools, boto3 ignores ``AWS_REGION``; its own choice takes precedence."""
     (project.folder / "aws").write_text("[default]\nregion = eu-west-3\n")
     monkeypatch.delenv("AWS_DEFAULT_REGION")
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
@@ -220,7 +220,7 @@ def test_aws_region_is_used_if_no_other_region_is_set(
 def test_the_role_of_a_profile_is_assumed(
     bench: Bench, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a profile says; ``doctor`` says who one is then."""
+    """``doctor`` shows the identity of the assumed role."""
     (project.folder / "aws").write_text(ROLE)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(project.folder / "aws"))
     monkeypatch.setenv("AWS_PROFILE", "work")
@@ -233,7 +233,7 @@ def test_the_role_of_a_profile_is_assumed(
 def test_doctor_reports_expired_credentials(
     bench: Bench, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And exits with 1, as this project uses it."""
+    """It exits with 1, because this project uses AWS."""
     with monkeypatch.context() as patch:
         said = break_it("expired", bench, project.folder, patch)
         done = project.run("doctor", status=1)
@@ -251,7 +251,7 @@ def test_a_web_page_instead_of_aws_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A proxy's, or that of a network that wants people to sign in."""
+    """A proxy sends it, or a network that requires a sign-in."""
 
     class Portal(web.Handler):
         def do_POST(self) -> None:
@@ -274,13 +274,13 @@ def test_an_unresponsive_endpoint_times_out_quickly(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """It accepts connections; STS is asked first, twice, and then nothing else."""
+    """It accepts connections but never answers. STS is called first, twice, and nothing else is."""
     with socket.create_server(("127.0.0.1", 0)) as silent, monkeypatch.context() as patch:
         patch.setattr(aws, "_ANSWER", 0.2)
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         started = time.monotonic()
         assert cli.main(command.split()) == status
-        # Other services have half a minute: with one of them asked, it would take that.
+        # Other services have half a minute to answer: a call of one would take longer.
         assert time.monotonic() - started < 20
     assert "AWS can't be reached: Read timeout on endpoint URL" in capsys.readouterr().err
 
@@ -288,8 +288,8 @@ def test_an_unresponsive_endpoint_times_out_quickly(
 def test_an_unresponsive_service_is_asked_three_times(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not ten times, for a minute each, as boto3 would."""
-    until(lambda: not is_watching())  # for tests before this one: its polls would be counted
+    """boto3 would try ten times, for a minute each."""
+    until(lambda: not is_watching())  # the poller of earlier tests: its polls would be counted
     with socket.create_server(("127.0.0.1", 0)) as silent, monkeypatch.context() as patch:
         patch.setattr(aws, "_LATEST_ANSWER", 0.2)
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -305,7 +305,7 @@ def test_an_unresponsive_service_is_asked_three_times(
 
 
 def test_an_encoded_refusal_names_the_decode_command(bench: Bench) -> None:
-    """EC2 puts a thousand characters into it that only STS can read: in full, after a command."""
+    """Only STS can decode its thousand characters; the command contains all of them."""
     encoded = "Encoded authorization failure message: " + "x" * 1000
     error = ClientError(
         {"Error": {"Code": "UnauthorizedOperation", "Message": f"You may not. {encoded}"}},

@@ -1,4 +1,4 @@
-"""What ``doctor`` tries of EC2 and CloudFormation: all that the project needs, and no more."""
+"""``doctor`` tries the calls of EC2 and CloudFormation that the project needs, and no others."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ url = "http://{output:Host}"
 """
 
 
-#: What can only be tried on an instance that is there.
+#: Actions that can only be tried on an existing instance.
 ON_INSTANCES = {"TerminateInstances", "CreateReplaceRootVolumeTask"}
 
 
 def run_checks(bench: Bench) -> dict[str, Check]:
-    """What the ec2 provider says of the bench's project, by name."""
+    """Return the ec2 provider's checks of the bench's project, by name."""
     found = providers.load("ec2").check_permissions(
         list(bench.config.templates.values()), list(bench.config.images.values()), bench.folder
     )
@@ -30,7 +30,7 @@ def run_checks(bench: Bench) -> dict[str, Check]:
 
 
 def test_doctor_checks_by_dry_run_and_creates_nothing(bench: Bench) -> None:
-    """By DryRun: launching each template, baking each image, and all looks."""
+    """It tries each launch, each bake and all reading calls with ``DryRun``."""
     bench.account.calls()
     bench.account.asked("CreateSecurityGroup")
     found = run_checks(bench)
@@ -59,7 +59,7 @@ def test_doctor_checks_by_dry_run_and_creates_nothing(bench: Bench) -> None:
     ],
 )
 def test_doctor_names_refused_actions(bench: Bench, action: str, failing: set[str]) -> None:
-    """With the call; and the others are tried all the same."""
+    """The failed check names the action. The other checks still pass."""
     environment = None
     bench.config.templates = {"web": bench.template(rollback="each")}
     if action in ON_INSTANCES:
@@ -75,7 +75,7 @@ def test_doctor_names_refused_actions(bench: Bench, action: str, failing: set[st
 
 
 def test_doctor_names_invalid_template_values(bench: Bench) -> None:
-    """As launching would name it, before anything is baked."""
+    """The message is that of a launch, but comes before anything is baked."""
     bench.config.templates = {"web": bench.template(instance_type="t3.none")}
     assert "Invalid value 't3.none'" in run_checks(bench)["launch web"].detail
     bench.config.templates = {"web": bench.template(subnet="subnet-0123456789abcdef0")}
@@ -83,7 +83,7 @@ def test_doctor_names_invalid_template_values(bench: Bench) -> None:
 
 
 def test_doctor_skips_unused_actions(bench: Bench) -> None:
-    """It is not used here; that is no failure, whatever would be refused."""
+    """Unused actions are no failure, even if they would be refused."""
     bench.config.templates, bench.config.images = {}, {}
     bench.account.fault(".*", "UnauthorizedOperation", times=9)
     found = run_checks(bench)
@@ -96,7 +96,7 @@ def test_doctor_skips_unused_actions(bench: Bench) -> None:
 def test_doctor_tries_nothing_if_dry_run_is_ignored(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some emulators do what is only tried: they would launch, and end an instance of ours."""
+    """Some emulators ignore ``DryRun``: they would really launch and terminate instances."""
     client = aws.client("ec2")
     look = client.describe_instances
     monkeypatch.setattr(client, "describe_instances", lambda **asked: look())
@@ -109,7 +109,7 @@ def test_doctor_tries_nothing_if_dry_run_is_ignored(
 
 
 def test_the_doctor_command_prints_all_checks(bench: Bench) -> None:
-    """And exits with 1; of stacks, it says whether their file can be read."""
+    """It exits with 1 if a check fails. For stacks, it checks that their file can be read."""
     project = Project(bench, STACK)
     (project.folder / "stack.yaml").write_text("Resources: {Topic: {Type: AWS::SNS::Topic}}")
     done = project.run("doctor")

@@ -1,4 +1,4 @@
-"""Environments on EC2: brought up whatever goes wrong on the way, and gone without a trace."""
+"""Environments on EC2: launches despite failures, and complete removal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from support.web import get
 
 
 def instance(bench: Bench, environment: Environment) -> dict[str, Any]:
-    """Its first instance, as the account has it."""
+    """Describe the environment's first instance."""
     id = environment.handle["instances"].split(",")[0]
     found = bench.account.ec2.describe_instances(InstanceIds=[id])
     made: dict[str, Any] = found["Reservations"][0]["Instances"][0]
@@ -39,7 +39,7 @@ def instance(bench: Bench, environment: Environment) -> dict[str, Any]:
 
 
 def test_an_environment_is_restricted_tagged_and_removed(bench: Bench) -> None:
-    """Only the runner is let in, IMDSv2 is required, all is tagged; afterwards nothing is left."""
+    """Only the runner has access, IMDSv2 is required, and all is tagged. Destroy leaves nothing."""
     timed = bench.lifecycle.bring_up(bench.template(ready=Ready(http="/healthz")))
     environment = timed.environment
     assert get(environment.url) == "hello"
@@ -57,7 +57,7 @@ def test_an_environment_is_restricted_tagged_and_removed(bench: Bench) -> None:
 
 
 def test_without_capacity_the_next_type_and_subnet_are_tried(bench: Bench) -> None:
-    """Types and subnets are tried in turn, each under a token of its own."""
+    """Instance types and subnets are tried in turn until a launch succeeds."""
     bench.bake()
     for code in ("InsufficientInstanceCapacity", "VcpuLimitExceeded", "Unsupported"):
         bench.account.fault("RunInstances", code)
@@ -69,7 +69,7 @@ def test_without_capacity_the_next_type_and_subnet_are_tried(bench: Bench) -> No
 
 
 def test_lack_of_capacity_everywhere_lists_each_refusal(bench: Bench) -> None:
-    """And leaves no group behind."""
+    """The error names each type and subnet. No security group remains."""
     bench.bake()
     bench.account.fault("RunInstances", "InsufficientInstanceCapacity", times=9)
     with pytest.raises(LaunchError, match=r"t3.small in subnet-.*InsufficientInstanceCapacity"):
@@ -78,7 +78,7 @@ def test_lack_of_capacity_everywhere_lists_each_refusal(bench: Bench) -> None:
 
 
 def test_an_unreadable_console_only_fails_log_requests(bench: Bench) -> None:
-    """Where a log ends can't be told then; reading the log says why."""
+    """The mark of the log's end is then empty, and reading the log raises the reason."""
     environment = bench.lifecycle.bring_up(bench.template()).environment
     provider = providers.load("ec2")
     bench.account.fault("GetConsoleOutput", "UnauthorizedOperation")
@@ -91,7 +91,7 @@ def test_an_unreadable_console_only_fails_log_requests(bench: Bench) -> None:
 
 
 def test_a_reclaimed_instance_is_reported_with_its_reason(bench: Bench) -> None:
-    """EC2's own reason, and the last lines on the console, are in the error."""
+    """The error contains EC2's reason and the last lines of the console."""
     bench.bake()
     template = bench.template(command="echo starting; sleep 100", ready=Ready(http="/"))
     launched: list[str] = []
@@ -118,7 +118,7 @@ def test_a_reclaimed_instance_is_reported_with_its_reason(bench: Bench) -> None:
 
 
 def test_deleting_a_security_group_in_use_is_retried(bench: Bench) -> None:
-    """Network interfaces linger after their instance; the group goes when they have."""
+    """Network interfaces outlive their instance; the group is deleted once they are gone."""
     environment = bench.lifecycle.bring_up(bench.template()).environment
     bench.account.tell("times", linger=1.0)
     bench.lifecycle.destroy(environment)
@@ -127,7 +127,7 @@ def test_deleting_a_security_group_in_use_is_retried(bench: Bench) -> None:
 
 
 def test_an_interrupted_launch_is_found_by_its_request(bench: Bench) -> None:
-    """The answer to RunInstances was never heard, nor asked for again: replayed, it is found."""
+    """The answer to RunInstances was lost. Destroy repeats the recorded request to find it."""
     image = bench.bake()
     provider = providers.load("ec2")
     journaled: list[Environment] = []
@@ -146,7 +146,7 @@ def test_an_interrupted_launch_is_found_by_its_request(bench: Bench) -> None:
 
 
 def test_the_guest_timer_ends_an_expired_instance(bench: Bench) -> None:
-    """Its own timer reads the tag by IMDSv2: not before its time, then for certain."""
+    """The timer in the guest reads the expiry tag by IMDSv2, and ends no instance before it."""
     environment = bench.lifecycle.bring_up(bench.template()).environment
     id = environment.handle["instances"]
     provider = providers.load("ec2")
@@ -161,7 +161,7 @@ def test_the_guest_timer_ends_an_expired_instance(bench: Bench) -> None:
 
 
 def test_promotion_removes_the_expiry(bench: Bench) -> None:
-    """Never to expire: tag, shutdown behaviour and termination protection; and back again."""
+    """The tag becomes ``never``, a shutdown stops the instance, and termination is protected."""
     environment = bench.lifecycle.bring_up(bench.template()).environment
     id, provider = environment.handle["instances"], providers.load("ec2")
     provider.extend(environment, None)
@@ -185,7 +185,7 @@ def test_promotion_removes_the_expiry(bench: Bench) -> None:
 
 
 def test_reap_removes_only_expired_tagged_instances(bench: Bench) -> None:
-    """Without a record, by tags alone; what is not ours, or not over, stays."""
+    """Without records, tags decide. Untagged and unexpired instances remain."""
     environment = bench.lifecycle.bring_up(bench.template()).environment
     living = bench.lifecycle.bring_up(bench.template()).environment
     other = bench.account.ec2.run_instances(ImageId=bench.account.base, MinCount=1, MaxCount=1)
@@ -211,7 +211,7 @@ def test_reap_removes_only_expired_tagged_instances(bench: Bench) -> None:
 
 
 def test_a_launch_over_the_cost_limit_is_refused(bench: Bench) -> None:
-    """Hours times price; a type whose price nobody knows is refused too."""
+    """The cost is hours times price. A type without a known price is refused, too."""
     bench.bake()
     bench.account.calls()
     with pytest.raises(ConfigurationError, match=r"\$0.04 in us-east-1, more than \$0.01"):
@@ -235,7 +235,7 @@ def test_a_launch_over_the_cost_limit_is_refused(bench: Bench) -> None:
     ],
 )
 def test_bad_credentials_are_reported_in_one_line(bench: Bench, code: str, said: str) -> None:
-    """Expired, unknown, or not allowed: a line, and no traceback."""
+    """The credentials are expired, unknown or not authorized."""
     bench.account.fault("DescribeInstances", code, times=20)
     bench.account.fault("DescribeSecurityGroups", code, times=20)
     with pytest.raises(UnavailableError, match=said) as caught:
@@ -246,7 +246,7 @@ def test_bad_credentials_are_reported_in_one_line(bench: Bench, code: str, said:
 def test_missing_credentials_or_region_are_named(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What is missing is named, with what to set."""
+    """The error names the variable to set, or the profile that does not exist."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
@@ -264,7 +264,7 @@ def test_missing_credentials_or_region_are_named(
 
 
 def test_each_of_several_instances_has_its_endpoints(bench: Bench) -> None:
-    """Each has endpoints of its own; all of them go."""
+    """The endpoints of the second instance have the suffix ``-2``."""
     environment = bench.lifecycle.bring_up(bench.template(count=2)).environment
     assert set(environment.endpoints) == {"http", "http-2"}
     assert get(environment.url_for("http-2")) == "hello"
@@ -274,7 +274,7 @@ def test_each_of_several_instances_has_its_endpoints(bench: Bench) -> None:
 def test_running_a_command_without_an_ssm_agent_is_explained(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Commands need Systems Manager, and it is said what that needs."""
+    """Commands need Systems Manager; the error names the policy that its agent needs."""
     environment = bench.lifecycle.bring_up(bench.template()).environment
     bench.account.fault("SendCommand", "InvalidInstanceId", times=99)
     with pytest.raises(EphemeralError, match="AmazonSSMManagedInstanceCore"):
@@ -283,7 +283,7 @@ def test_running_a_command_without_an_ssm_agent_is_explained(
 
 
 def test_a_command_on_an_instance_that_has_just_ended_says_so(bench: Bench) -> None:
-    """SSM's answer is the same as for a missing agent, which is waited for."""
+    """SSM answers as for a missing agent, for which a command would wait."""
     environment = bench.lifecycle.bring_up(bench.template()).environment
     boto3.client("ec2").terminate_instances(InstanceIds=[environment.handle["instances"]])
     with pytest.raises(EnvironmentGoneError, match=environment.id):
@@ -292,7 +292,7 @@ def test_a_command_on_an_instance_that_has_just_ended_says_so(bench: Bench) -> N
 
 
 def test_lack_of_volume_capacity_tries_the_next_subnet(bench: Bench) -> None:
-    """As for instances: another zone may have it."""
+    """Another availability zone may have capacity, as for instances."""
     bench.bake()
     bench.account.asked("RunInstances")
     bench.account.fault("RunInstances", "InsufficientVolumeCapacity")
@@ -303,7 +303,7 @@ def test_lack_of_volume_capacity_tries_the_next_subnet(bench: Bench) -> None:
 
 
 def test_an_unset_pass_env_variable_prevents_the_bake(bench: Bench) -> None:
-    """``pass-env`` names it: said as on all other providers, and no instance is launched."""
+    """``pass-env`` names the variable. The error is that of all providers; nothing is launched."""
     bench.account.calls()
     with pytest.raises(ConfigurationError, match=r"passes NOT_SET_HERE .*pass-env"):
         bench.bake(pass_env=["NOT_SET_HERE"])

@@ -19,7 +19,7 @@ from pytest_ephemeral.providers.ec2 import instance_watcher
     ("code", "attempts"), [("VcpuLimitExceeded", 2), ("InvalidParameterValue", 1)]
 )
 def test_a_refused_request_is_not_sent_again(bench: Bench, code: str, attempts: int) -> None:
-    """Cleaning up after a definite refusal launches nothing: the request is forgotten."""
+    """After a definite refusal, the cleanup does not repeat the request, and launches nothing."""
     bench.bake()
     bench.account.fault("RunInstances", code, times=attempts)
     bench.account.calls()
@@ -33,7 +33,7 @@ def test_a_refused_request_is_not_sent_again(bench: Bench, code: str, attempts: 
     "action", ["CreateSecurityGroup", "AuthorizeSecurityGroupIngress", "RunInstances"]
 )
 def test_a_lost_response_creates_no_duplicates(bench: Bench, action: str) -> None:
-    """What was done without our hearing of it is not done again."""
+    """The call takes effect but its answer is lost; the retry does not repeat the effect."""
     bench.bake()
     bench.account.fault(action, kind="lost")
     environment = bench.lifecycle.bring_up(bench.template()).environment
@@ -42,9 +42,9 @@ def test_a_lost_response_creates_no_duplicates(bench: Bench, action: str) -> Non
 
 
 def test_throttled_polling_fails_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While no look gets through, bringing up and destroying go on; and soon after it, they end.
+    """Launch and destroy go on while polls are throttled, and end soon afterwards.
 
-    boto3 by itself would slow down all calls of its client, and look again after half a minute.
+    boto3 alone would slow down all calls of its client, and poll again after half a minute.
     """
     monkeypatch.setattr(instance_watcher, "LONGEST_INTERVAL", 0.3)
     bench.bake()
@@ -63,7 +63,7 @@ def test_throttled_polling_fails_nothing(bench: Bench, monkeypatch: pytest.Monke
     "action", ["CreateSecurityGroup", "RunInstances", "DescribeInstances", "TerminateInstances"]
 )
 def test_a_truncated_response_is_requested_again(bench: Bench, action: str) -> None:
-    """It can't be parsed: what was done is not done twice."""
+    """It can't be parsed. The retry does not repeat the call's effect."""
     bench.bake()
     bench.account.fault(action, kind="cut")
     environment = bench.lifecycle.bring_up(bench.template()).environment
@@ -72,7 +72,7 @@ def test_a_truncated_response_is_requested_again(bench: Bench, action: str) -> N
 
 
 def test_persistent_truncation_is_reported_in_one_line(bench: Bench) -> None:
-    """After some tries; and what was launched all the same is found by its request, and ends."""
+    """It is reported after some retries. An instance that was launched is terminated."""
     bench.bake()
     bench.account.fault("RunInstances", kind="cut", times=4)
     bench.account.calls()

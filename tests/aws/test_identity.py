@@ -1,4 +1,4 @@
-"""Records that name what is not theirs: forged, damaged, or of another account."""
+"""Records that name resources of others: forged, damaged, or of another account."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BODY = json.dumps({"Resources": {"Topic": {"Type": "AWS::SNS::Topic"}}})
 
 @pytest.fixture
 def environment(bench: Bench) -> Iterator[Environment]:
-    """One in which nothing runs; it can still be destroyed by its honest record."""
+    """An environment in which nothing runs; its original record destroys it at the end."""
     template = bench.template(command=None, ready=Ready())
     made = bench.lifecycle.bring_up(template).environment
     yield made
@@ -45,12 +45,12 @@ def states(bench: Bench, *ids: str) -> set[str]:
 
 
 def changed(bench: Bench) -> list[str]:
-    """The calls since the last time that could have changed something."""
+    """Return the calls since the last time that may have changed something."""
     return [one for one in bench.account.calls() if ":Describe" not in one and "sts:" not in one]
 
 
 def use_another_account(patch: pytest.MonkeyPatch) -> None:
-    """Have the credentials of a role in the account 222233334444."""
+    """Use the credentials of a role in the account 222233334444."""
     role = "arn:aws:iam::222233334444:role/other"
     keys = boto3.client("sts").assume_role(RoleArn=role, RoleSessionName="test")["Credentials"]
     patch.setenv("AWS_ACCESS_KEY_ID", keys["AccessKeyId"])
@@ -62,7 +62,7 @@ def use_another_account(patch: pytest.MonkeyPatch) -> None:
 def test_an_untagged_instance_is_not_removed(
     bench: Bench, environment: Environment, protected: bool
 ) -> None:
-    """A record that names an instance without our tags removes nothing, nor lifts a protection."""
+    """A record that names an instance without our tags removes nothing and lifts no protection."""
     subnet = bench.account.subnets[0]
     ec2 = bench.account.ec2
     made = ec2.run_instances(ImageId=bench.account.base, SubnetId=subnet, MinCount=1, MaxCount=1)
@@ -95,7 +95,7 @@ def test_an_instance_of_another_environment_is_not_removed(
 
 
 def test_a_foreign_security_group_is_not_removed(bench: Bench, environment: Environment) -> None:
-    """Nothing of the environment is removed either: its record can't be believed."""
+    """Nothing of the environment is removed either, because its record can't be trusted."""
     group = bench.account.ec2.create_security_group(GroupName="theirs", Description="theirs")
     id = group["GroupId"]
     bench.account.calls()
@@ -104,11 +104,11 @@ def test_a_foreign_security_group_is_not_removed(bench: Bench, environment: Envi
             providers.load("ec2").destroy(forge(environment, group=id))
         assert changed(bench) == []
     finally:
-        bench.account.ec2.delete_security_group(GroupId=id)  # it is still there
+        bench.account.ec2.delete_security_group(GroupId=id)  # it still exists
 
 
 def requests(environment: Environment, bench: Bench) -> Iterator[dict[str, Any]]:
-    """What someone may write in the place of a request."""
+    """Return forged requests that someone may write into a record."""
     bare = {"ImageId": bench.account.base, "MinCount": 1, "MaxCount": 1}
     yield bare
     yield {**bare, "ClientToken": "mine", "InstanceType": "m5.24xlarge", "SecurityGroupIds": []}
@@ -118,7 +118,7 @@ def requests(environment: Environment, bench: Bench) -> Iterator[dict[str, Any]]
 def test_a_forged_request_launches_nothing(
     bench: Bench, environment: Environment, number: int
 ) -> None:
-    """A request is sent again only if launching this environment could have written it."""
+    """A request is repeated only if a launch of this environment could have written it."""
     texts = [*map(json.dumps, requests(environment, bench)), "no JSON", "[1]"]
     handle = {"region": environment.handle["region"], "request": texts[number]}
     unlaunched = msgspec.structs.replace(environment, id="web-zzzzzz", handle=handle)
@@ -129,7 +129,7 @@ def test_a_forged_request_launches_nothing(
 
 
 def forged_request(environment: Environment, image: str) -> str:
-    """A well-formed request of an environment that never was, with all that a forger may want."""
+    """Return a well-formed request of an unknown environment, with all that a forger may want."""
     wanted = InstanceRequest(
         id="web-zzzzzz",
         image=image,
@@ -154,9 +154,9 @@ def forged_request(environment: Environment, image: str) -> str:
 def test_a_well_formed_forged_request_is_harmless(
     bench: Bench, environment: Environment, monkeypatch: pytest.MonkeyPatch, whose: str
 ) -> None:
-    """Of another's AMI nothing is launched; of ours one bare instance, which is ended at once."""
+    """From a foreign AMI, nothing is launched; from ours, one bare instance, ended at once."""
     monkeypatch.setattr(removal, "UNSEEN", 0.1)
-    # Among the AMIs that this account owns, another's can't be found, public or not.
+    # Only this account's own AMIs are searched, so a foreign one is not found, even if public.
     image = bench.account.base if whose == "ours" else "ami-0123456789abcdef0"
     request = forged_request(environment, image)
     handle = {"region": environment.handle["region"], "request": request}
@@ -179,7 +179,7 @@ def test_a_well_formed_forged_request_is_harmless(
 
 
 def test_reap_reports_a_forged_record_and_keeps_it(bench: Bench, environment: Environment) -> None:
-    """What is expired by a forged record is reported, and both record and instance stay."""
+    """The record has expired and names a foreign instance; both of them remain."""
     stranger = bench.account.ec2.run_instances(
         ImageId=bench.account.base, SubnetId=bench.account.subnets[0], MinCount=1, MaxCount=1
     )["Instances"][0]["InstanceId"]
@@ -197,7 +197,7 @@ def test_reap_reports_a_forged_record_and_keeps_it(bench: Bench, environment: En
 
 
 def test_a_foreign_stack_is_not_removed(bench: Bench) -> None:
-    """A stack that is not tagged with the environment's id, or not called by it, stays."""
+    """A stack whose tags and name lack the environment's id is left alone."""
     template = StackTemplate(name="stack", file="stack.json", url="http://127.0.0.1", ready=Ready())
     (bench.folder / "stack.json").write_text(BODY)
     environment = bench.lifecycle.bring_up(template).environment
@@ -217,7 +217,7 @@ def test_a_foreign_stack_is_not_removed(bench: Bench) -> None:
 def test_an_instance_of_another_account_raises_an_error(
     bench: Bench, environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Credentials of another account: "not found" there does not mean that it is gone."""
+    """With another account's credentials, "not found" does not mean that the instance is gone."""
     with monkeypatch.context() as patch:
         use_another_account(patch)
         for ask in (providers.load("ec2").destroy, providers.load("ec2").status):
@@ -229,7 +229,7 @@ def test_an_instance_of_another_account_raises_an_error(
 def test_a_stack_of_another_account_raises_an_error(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stack of that name may even be there: it is not this environment's, and it stays."""
+    """With another account's credentials, nothing is changed, and the record remains."""
     template = StackTemplate(name="stack", file="stack.json", url="http://127.0.0.1", ready=Ready())
     (bench.folder / "stack.json").write_text(BODY)
     environment = bench.lifecycle.bring_up(template).environment

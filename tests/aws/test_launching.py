@@ -1,4 +1,4 @@
-"""What a template may ask of EC2: given as it was asked for, or refused in a line that helps."""
+"""Settings of EC2 templates: each is applied, or refused with a helpful line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def up(bench: Bench, **keys: Any) -> Environment:
 
 
 def refused(bench: Bench, said: str, **keys: Any) -> str:
-    """Bring up what can't be: it is said in one line, and nothing is left."""
+    """Try a launch that must fail: the error, which is returned, is one line; nothing remains."""
     bench.bake()
     with pytest.raises(LaunchError, match=said) as caught:
         up(bench, **keys)
@@ -49,12 +49,12 @@ def refused(bench: Bench, said: str, **keys: Any) -> str:
     ],
 )
 def test_a_missing_resource_is_named_with_its_setting(bench: Bench, keys: Any, said: str) -> None:
-    """With the key of the template, and the command that shows what there is."""
+    """The error names the value or the limit, and for most a command that lists valid ones."""
     refused(bench, said, **keys)
 
 
 def test_the_key_pair_is_set_and_not_removed(bench: Bench) -> None:
-    """For SSH; it is the user's, and stays."""
+    """It is for SSH, and belongs to the user."""
     bench.account.ec2.create_key_pair(KeyName="mine")
     environment = up(bench, key_name="mine")
     assert instance(bench, environment)["KeyName"] == "mine"
@@ -67,7 +67,7 @@ def test_the_key_pair_is_set_and_not_removed(bench: Bench) -> None:
 
 
 def test_a_missing_instance_profile_is_named(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After it was waited for, as it may only just have been made."""
+    """The launch first waits for the profile, because it may be new."""
     monkeypatch.setattr(run_instances, "PROPAGATING", 0.3)
     refused(
         bench, r"\(nobody\).*instance-profile.*list-instance-profiles", instance_profile="nobody"
@@ -75,7 +75,7 @@ def test_a_missing_instance_profile_is_named(bench: Bench, monkeypatch: pytest.M
 
 
 def test_launch_waits_for_a_new_instance_profile(bench: Bench) -> None:
-    """EC2 comes to know of it within seconds, and refuses it until then."""
+    """EC2 refuses a new profile for some seconds; the launch is repeated until it succeeds."""
     bench.bake()
     bench.account.tell("profile", name="new", after=2)
     bench.account.calls()
@@ -89,7 +89,7 @@ def test_launch_waits_for_a_new_instance_profile(bench: Bench) -> None:
 
 
 def volumes(bench: Bench, environment: Environment) -> dict[str, dict[str, Any]]:
-    """The volumes of its first instance, by device."""
+    """Describe the volumes of an environment's first instance, by device."""
     attached = instance(bench, environment)["BlockDeviceMappings"]
     devices = {one["Ebs"]["VolumeId"]: one for one in attached}
     found = bench.account.ec2.describe_volumes(VolumeIds=list(devices))["Volumes"]
@@ -99,7 +99,7 @@ def volumes(bench: Bench, environment: Environment) -> dict[str, dict[str, Any]]
 
 
 def test_volumes_have_the_given_size_and_are_removed(bench: Bench) -> None:
-    """The root's, and more; all of them tagged from the beginning."""
+    """This holds for the root volume and others; all are tagged from the beginning."""
     root = bench.bake().handle["root-device"]
     environment = up(bench, volume_size=40, volumes={"/dev/sdf": 100})
     found = volumes(bench, environment)
@@ -113,7 +113,7 @@ def test_volumes_have_the_given_size_and_are_removed(bench: Bench) -> None:
 
 
 def test_additional_volumes_of_the_ami_are_removed(bench: Bench) -> None:
-    """Packer's AMIs may have some that are meant to outlive their instance: not an environment."""
+    """AMIs made by Packer may have volumes that outlive their instance; none may remain here."""
     ec2, base = bench.account.ec2, bench.account.base
     keep = {"image": base, "region": "us-east-1"}
     bench.account.tell("volumes", volumes=[["/dev/sdg", 7]], **keep)
@@ -132,7 +132,7 @@ def test_additional_volumes_of_the_ami_are_removed(bench: Bench) -> None:
 
 
 def test_spot_requests_are_one_time_and_never_promoted(bench: Bench) -> None:
-    """One-time, terminated on interruption, the request tagged too; AWS would not protect it."""
+    """They end on interruption and are tagged. AWS can't protect a spot instance."""
     bench.bake()
     bench.account.asked("RunInstances")
     environment = up(bench, spot=True)
@@ -149,7 +149,7 @@ def test_spot_requests_are_one_time_and_never_promoted(bench: Bench) -> None:
 
 
 def test_lack_of_spot_capacity_tries_the_next_type(bench: Bench) -> None:
-    """Of types and subnets, as on demand."""
+    """Types and subnets are tried in turn, as for on-demand instances."""
     bench.bake()
     for code in ("MaxSpotInstanceCountExceeded", "InsufficientInstanceCapacity"):
         bench.account.fault("RunInstances", code)
@@ -162,7 +162,7 @@ def test_lack_of_spot_capacity_tries_the_next_type(bench: Bench) -> None:
 
 
 def test_each_launch_attempt_is_sent_once_with_its_own_token(bench: Bench) -> None:
-    """boto3 would ask ten times for what EC2 calls a server's error: there is none of it."""
+    """EC2 reports a lack of capacity as a server error, which boto3 would retry ten times."""
     bench.bake()
     bench.account.asked("RunInstances")
     bench.account.fault("RunInstances", "InsufficientInstanceCapacity", times=3)
@@ -178,17 +178,17 @@ def test_each_launch_attempt_is_sent_once_with_its_own_token(bench: Bench) -> No
 
 
 def test_an_instance_not_yet_visible_is_terminated(bench: Bench) -> None:
-    """What RunInstances has just given is "not found" for a while: it runs all the same."""
+    """A new instance may be "not found" for a while although it runs."""
     bench.bake()
     bench.account.tell("times", unseen=1.0)
     environment = up(bench, command="exit 1", ready=Ready())
     bench.lifecycle.destroy(environment)
-    time.sleep(1.0)  # until it can be seen, if it is there
+    time.sleep(1.0)  # until the instance is visible, if it still exists
     assert bench.account.left() == []
 
 
 def test_launch_waits_for_a_new_security_group(bench: Bench) -> None:
-    """Neither letting someone in nor launching into it fails because it was only just made."""
+    """A new group may be unknown for a while to the ingress call and to the launch."""
     bench.bake()
     for action in ("AuthorizeSecurityGroupIngress", "RunInstances"):
         bench.account.fault(action, "InvalidGroup.NotFound", times=2)
@@ -202,7 +202,7 @@ def test_launch_waits_for_a_new_security_group(bench: Bench) -> None:
 
 @contextmanager
 def serving_own_address(answer: str) -> Iterator[str]:
-    """What stands in for AWS's word for the address that this machine has on the internet."""
+    """Serve the answer of AWS's service that reports this machine's public address."""
 
     class Handler(web.Handler):
         def do_GET(self) -> None:
@@ -213,7 +213,7 @@ def serving_own_address(answer: str) -> Iterator[str]:
 
 
 def public(bench: Bench) -> dict[str, Any]:
-    """Listens everywhere: here, no network translates the public address to the private one."""
+    """Return keys for a server on all addresses: here, no network translates public ones."""
     command = bench.template().command.replace('"$HOST"', "0.0.0.0")  # type: ignore[union-attr]
     return {"address": "public", "command": command, "port": 18581}
 
@@ -221,7 +221,7 @@ def public(bench: Bench) -> dict[str, Any]:
 def test_ingress_allows_the_public_address_of_this_machine(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The URL has the public address, once there is one; no Elastic IP is taken for it."""
+    """The URL contains the instance's public address. No Elastic IP is allocated for it."""
     with serving_own_address("203.0.113.9\n") as url:
         monkeypatch.setattr(security_groups, "WHO_AM_I", url)
         environment = up(bench, **public(bench))
@@ -238,7 +238,7 @@ def test_ingress_allows_the_public_address_of_this_machine(
 def test_an_invalid_public_address_prevents_the_launch(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
-    """A captive portal answers every request; nothing is launched on its word."""
+    """A captive portal answers every request; its page must not be taken for an address."""
     with serving_own_address(answer) as url:
         monkeypatch.setattr(security_groups, "WHO_AM_I", url)
         refused(bench, "does not report this machine", **public(bench))
@@ -247,7 +247,7 @@ def test_an_invalid_public_address_prevents_the_launch(
 def test_an_unreachable_address_service_is_named(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And what can be written instead of asking."""
+    """The error names the host of the service, and nothing is launched."""
     monkeypatch.setattr(security_groups, "WHO_AM_I", "http://127.0.0.1:9")
     refused(bench, "127.0.0.1 does not report this machine", **public(bench))
 
@@ -255,7 +255,7 @@ def test_an_unreachable_address_service_is_named(
 def test_a_missing_public_address_is_reported(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A subnet without a route to the internet gives none."""
+    """A subnet without a route to the internet assigns none."""
     bench.bake()
     bench.account.tell("times", boot=3.0)
     monkeypatch.setattr(launch, "ADDRESSING", 0.3)
@@ -268,7 +268,7 @@ def test_a_missing_public_address_is_reported(
 
 
 def test_an_address_limit_is_reported_with_a_remedy(bench: Bench) -> None:
-    """With what frees one."""
+    """The remedy is a command that lists the addresses in use."""
     bench.bake()
     bench.account.fault("RunInstances", "AddressLimitExceeded")
     refused(
@@ -280,7 +280,7 @@ def test_an_address_limit_is_reported_with_a_remedy(bench: Bench) -> None:
 
 
 def test_metadata_requests_are_repeated_until_answered(bench: Bench) -> None:
-    """An application without its address would listen on all of them."""
+    """Without the metadata, an application would not know its address, and listen on all."""
     bench.bake()
     bench.account.tell("silent", requests=2)
     environment = up(bench)
@@ -293,7 +293,7 @@ def test_metadata_requests_are_repeated_until_answered(bench: Bench) -> None:
 
 
 def test_user_data_runs_before_the_command(bench: Bench) -> None:
-    """With the same variables, in the same folder."""
+    """It has the command's variables and runs in the command's folder."""
     serve = bench.template().command
     environment = up(
         bench,
@@ -306,7 +306,7 @@ def test_user_data_runs_before_the_command(bench: Bench) -> None:
 
 
 def test_max_cost_uses_the_dearest_type_and_full_lifetime(bench: Bench) -> None:
-    """By what was asked for with ``--ttl``, for all instances; before even the image is baked."""
+    """The lifetime is that of ``--ttl``, for all instances; the check precedes the bake."""
     template = bench.template(
         instance_type=["t3.small", "t3.xlarge"], count=2, max_cost="$1", ttl=Duration(3600)
     )
@@ -318,7 +318,7 @@ def test_max_cost_uses_the_dearest_type_and_full_lifetime(bench: Bench) -> None:
 
 
 def test_a_region_launches_its_own_copy_of_the_ami(bench: Bench) -> None:
-    """Which is in use then, and not pruned; without one, it is said what makes one."""
+    """The copy is then in use and not pruned. Without a copy, the error names ``copy-to``."""
     bench.keys = {"copy_to": ["eu-west-1"]}
     bench.bake()
     there = boto3.client("ec2", region_name="eu-west-1")

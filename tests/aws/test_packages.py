@@ -1,4 +1,4 @@
-"""Stacks' files that are large, or name others by local paths: they go by S3, and go with it."""
+"""Files of stacks that are large or name local files: they are uploaded to S3, and removed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pytest_ephemeral.providers.cloudformation.tables import StackTemplate
 
 BUCKET = "templates"
 
-#: With what CloudFormation fills in, and what it does not know without being told.
+#: A template with intrinsic functions, and a local path that CloudFormation can't read.
 PARENT = """\
 AWSTemplateFormatVersion: 2010-09-09
 Description: "Größe: ünïcode, {size}"
@@ -55,7 +55,7 @@ Resources:
 
 @pytest.fixture
 def s3(bench: Bench) -> Iterator[Any]:
-    """A client of S3, and a bucket; what is left in it is a leak."""
+    """An S3 client, with a bucket; files of ours that remain in it at the end fail the test."""
     client = boto3.client("s3")
     client.create_bucket(Bucket=BUCKET)
     client.put_object(Bucket=BUCKET, Key="pytest-ephemeral/stacks/theirs", Body=b"")
@@ -72,7 +72,7 @@ def keys(s3: Any) -> list[str]:
 
 
 def written(bench: Bench, *, padding: int = 0, **keys: Any) -> StackTemplate:
-    """A stack with one nested in it, whose file is as large as it should be."""
+    """Write the files of a stack with a nested stack, padded to a size; return its template."""
     (bench.folder / "nested").mkdir(exist_ok=True)
     (bench.folder / "nested" / "child.yaml").write_text(CHILD)
     (bench.folder / "parent.yaml").write_text(PARENT.format(size="x" * padding))
@@ -91,7 +91,7 @@ def written(bench: Bench, *, padding: int = 0, **keys: Any) -> StackTemplate:
 
 @pytest.mark.parametrize("padding", [0, 60_000])
 def test_nested_stacks_and_large_files_are_sent_by_s3(bench: Bench, s3: Any, padding: int) -> None:
-    """With all that CloudFormation fills in as it is written; and nothing stays in the bucket."""
+    """Intrinsic functions remain as written. Destroy removes the files from the bucket."""
     bench.account.asked("CreateStack")
     environment = up(bench, written(bench, padding=padding))
     sent = bench.account.asked("CreateStack")[0]
@@ -109,7 +109,7 @@ def test_nested_stacks_and_large_files_are_sent_by_s3(bench: Bench, s3: Any, pad
 
 
 def test_a_failed_resource_in_a_nested_stack_is_named(bench: Bench, s3: Any) -> None:
-    """By its own resource, not as the stack that was not made."""
+    """The error names the resource itself, not the nested stack that could not be created."""
     bench.account.tell("failing", Topic="orders are forbidden")
     with pytest.raises(LaunchError, match="orders are forbidden") as caught:
         bench.lifecycle.bring_up(written(bench))
@@ -119,7 +119,7 @@ def test_a_failed_resource_in_a_nested_stack_is_named(bench: Bench, s3: Any) -> 
 
 
 def test_retained_resources_of_a_nested_stack_are_named(bench: Bench, s3: Any) -> None:
-    """Though it was in the other's template."""
+    """They are named although they are in the nested stack's template."""
     wanted = written(bench)
     child = CHILD.replace("}", ", DeletionPolicy: Retain}")
     (bench.folder / "nested" / "child.yaml").write_text(child)
@@ -130,7 +130,7 @@ def test_retained_resources_of_a_nested_stack_are_named(bench: Bench, s3: Any) -
 
 
 def test_reap_removes_the_files_of_an_unrecorded_stack(bench: Bench, s3: Any) -> None:
-    """By the stack's own tag; and what a tag names that is another's is left alone."""
+    """The stack's tag names them. A tag that names the folder of others removes nothing."""
     wanted = written(bench)
     bench.config.templates = {"stack": wanted}
     environment = up(bench, wanted)
@@ -144,7 +144,7 @@ def test_reap_removes_the_files_of_an_unrecorded_stack(bench: Bench, s3: Any) ->
 def test_files_sent_before_an_interruption_are_removed(
     bench: Bench, s3: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are journaled first: with or without a stack, the record's removal takes them."""
+    """They are recorded before the upload, so destroy removes them even without a stack."""
 
     def die(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -160,7 +160,7 @@ def test_files_sent_before_an_interruption_are_removed(
     bench.ledger.remove(entry.id)
 
 
-#: A template that names files and folders in each way that is understood, and in others.
+#: A template that names local files and folders in each supported way, and in others.
 REFERENCES = """\
 Resources:
   One: {Type: AWS::Lambda::Function, Properties: {Code: ./code, Handler: main.f}}
@@ -182,7 +182,7 @@ Resources:
 
 
 def test_code_and_definition_files_are_uploaded(bench: Bench, s3: Any) -> None:
-    """A folder as an archive, a file as it is; the same content once; what is no path stays."""
+    """A folder is sent as an archive, a file as it is, equal content once. Other values remain."""
     code = bench.folder / "code"
     (code / "deep").mkdir(parents=True)
     (code / "main.py").write_text("print()\n")
@@ -214,7 +214,7 @@ def test_code_and_definition_files_are_uploaded(bench: Bench, s3: Any) -> None:
 
 
 def test_a_json_template_with_tabs_is_read(bench: Bench, s3: Any) -> None:
-    """Indented by tabs, which YAML does not have."""
+    """YAML does not allow tabs as indentation, but JSON does."""
     child = {"Type": "AWS::CloudFormation::Stack", "Properties": {"TemplateURL": "child.json"}}
     body = {"Resources": {"Child": child}, "Outputs": {"Host": {"Value": "127.0.0.1"}}}
     topic = {"Resources": {"Topic": {"Type": "AWS::SNS::Topic"}}}
@@ -241,7 +241,7 @@ def test_a_json_template_with_tabs_is_read(bench: Bench, s3: Any) -> None:
 def test_configuration_errors_are_reported_before_launch(
     bench: Bench, s3: Any, keys: Any, body: str, said: str
 ) -> None:
-    """Before anything is made; and no record stays."""
+    """No stack is created, and no record remains."""
     wanted = written(bench, **keys)
     (bench.folder / "parent.yaml").write_text(body.replace("{{", "{").replace("}}", "}"))
     with pytest.raises(ConfigurationError, match=said):
@@ -250,7 +250,7 @@ def test_configuration_errors_are_reported_before_launch(
 
 
 def test_files_left_in_the_bucket_are_reported(bench: Bench, s3: Any) -> None:
-    """The record stays until they are; and with them, what removes them by hand."""
+    """The error has the command that removes them. The record remains until they are gone."""
     environment = up(bench, written(bench))
     bench.account.fault("DELETE", "AccessDenied", times=1)
     with pytest.raises(DestroyError, match="aws s3 rm --recursive s3://templates/"):

@@ -1,4 +1,4 @@
-"""The permissions that the reference lists; ``conftest.py`` holds a session's calls to them."""
+"""The permissions that the reference lists; ``conftest.py`` checks a session's calls by them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_ephemeral import labels, providers
 
 @pytest.mark.parametrize("service", ["ec2", "ssm", "cloudformation", "logs"])
 def test_documented_actions_exist(service: str) -> None:
-    """IAM takes a policy with an action that is misspelt, and allows nothing by it."""
+    """IAM accepts a policy with a misspelt action, which then allows nothing."""
     known = boto3.client(service, region_name="us-east-1").meta.service_model.operation_names
     named = {name for name in documented() if name.startswith(f"{service}:")}
     assert named
@@ -22,12 +22,12 @@ def test_documented_actions_exist(service: str) -> None:
 
 
 def test_calls_without_documented_permission_are_found() -> None:
-    """By what a call takes; asking who one is takes nothing."""
+    """Each call maps to the permissions that it needs; ``GetCallerIdentity`` needs none."""
     assert needed({"ec2:RunInstances", "s3:PUT", "sts:GetCallerIdentity"}) <= documented()
     assert needed({"ec2:RebootInstances"}) - documented() == {"ec2:RebootInstances"}
 
 
-#: What limits each action that changes something, by the words that its statement must have.
+#: The limits of each changing action: texts that its statements must contain.
 OWN = "aws:ResourceTag/pytest-ephemeral.id"
 LIMITS = {
     "ec2:CreateTags": ("ec2:CreateAction", OWN),
@@ -53,8 +53,8 @@ LIMITS = {
     ),
     **dict.fromkeys(("s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"), ("my-bucket",)),
 }
-#: What changes something and can't be limited: what is created has no tags before, and a command's
-#: id is only known to who sent it.
+#: Changing actions that can't be limited: a resource has no tags before its creation, and only the
+#: sender of a command knows its id.
 UNLIMITED = {
     *("ec2:RunInstances", "ec2:CreateSecurityGroup", "ec2:CreateImage", "ec2:CopyImage"),
     "ssm:CancelCommand",
@@ -63,7 +63,7 @@ READING = ("Describe", "Get", "List", "Filter")
 
 
 def test_each_changing_action_is_limited_to_own_resources() -> None:
-    """To this tool's own resources, in each statement that allows it; the rest only reads."""
+    """Other actions only read, or are the few that can't be limited."""
     for statement in statements():
         text = str(statement)
         for action in statement["Action"]:
@@ -76,7 +76,7 @@ def test_each_changing_action_is_limited_to_own_resources() -> None:
 
 
 def test_tag_changes_stay_within_the_policy(bench: Bench) -> None:
-    """Outside of what creates a resource: this tool's keys alone, on what carries its id."""
+    """``CreateTags`` calls change only keys with this tool's prefix, as the policy demands."""
     bench.account.asked("CreateTags")
     bench.bake()
     environment = bench.lifecycle.bring_up(bench.template()).environment

@@ -1,4 +1,4 @@
-"""What reap takes, in whose account, and what it lets alone, whatever happens meanwhile."""
+"""Which resources reap removes, in which account, and which it leaves alone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from support.waiting import until
 
 @pytest.mark.parametrize("expires", ["yesterday", "", "2020-01-01T00:00:00", "never"])
 def test_an_unreadable_expiry_tag_does_not_expire(bench: Bench, expires: str) -> None:
-    """Not a date, or one without a zone: nobody knows when its time is over, so it is not."""
+    """The value is no date, or has no time zone; the expiry is then unknown."""
     environment = launch_unrecorded(bench, expires)
     assert environment.id not in reap(bench)
     assert is_up(bench, environment)
@@ -46,7 +46,7 @@ def test_an_unreadable_expiry_tag_does_not_expire(bench: Bench, expires: str) ->
 
 
 def test_a_fast_local_clock_reaps_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A day ahead of AWS's: what expires in an hour is not over there."""
+    """The local clock is a day ahead of AWS's, by which the environment has another hour."""
     environment = launch_unrecorded(bench, FUTURE)
 
     class Ahead(datetime):
@@ -63,7 +63,7 @@ def test_a_fast_local_clock_reaps_nothing(bench: Bench, monkeypatch: pytest.Monk
 def test_reap_leaves_what_was_created_after_it_listed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Launched after the look began, by AWS's clock: whatever its tags say by then."""
+    """By AWS's clock, it was launched after the listing began, so its tags do not matter."""
     environment = launch_unrecorded(bench)
     provider = providers.load("ec2")
     assert environment.id in {one.id for one in provider.list_owned()}
@@ -74,7 +74,7 @@ def test_reap_leaves_what_was_created_after_it_listed(
 
 
 def test_foreign_resources_with_copied_tags_are_not_reaped(bench: Bench) -> None:
-    """An instance that someone else launched with them, and a group that is called otherwise."""
+    """They are an instance that someone else launched, and a group with another name."""
     environment = bring_up(bench)
     ec2 = bench.account.ec2
     marks = {**environment.labels, labels.EXPIRES: PAST, tags.PROCESS: DEAD}
@@ -90,7 +90,7 @@ def test_foreign_resources_with_copied_tags_are_not_reaped(bench: Bench) -> None
         Description="theirs",
         TagSpecifications=[{"ResourceType": "security-group", "Tags": copied}],
     )["GroupId"]
-    bench.lifecycle.destroy(environment)  # which waits for its own alone
+    bench.lifecycle.destroy(environment)  # which waits only for its own instance
     assert reap(bench) == {}
     state = ec2.describe_instances(InstanceIds=[foreign])["Reservations"][0]["Instances"][0]
     assert state["State"]["Name"] == "running"
@@ -113,7 +113,7 @@ def test_foreign_resources_with_copied_tags_are_not_reaped(bench: Bench) -> None
 def test_an_instance_is_ours_by_the_token_of_its_launch(
     instance: dict[str, str], ours: bool
 ) -> None:
-    """By the token of the call that launched it; on spot capacity, unless others mark theirs."""
+    """A spot instance has another token: it is ours unless tags of an AWS service mark it."""
     facts = {key: text for key, text in instance.items() if not key.startswith("aws:")}
     marks = {key: text for key, text in instance.items() if key.startswith("aws:")}
     tagged = {**facts, "Tags": tags.to_tags({labels.ID: "web-1", **marks})}
@@ -124,7 +124,7 @@ def test_an_instance_is_ours_by_the_token_of_its_launch(
 def test_reap_spares_an_instance_extended_meanwhile(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, until_when: datetime | None
 ) -> None:
-    """By its tags alone: between being found and being removed, it was given more time."""
+    """It has no record. Its tags change between the listing and the removal."""
     environment = launch_unrecorded(bench)
     sweep = Ec2Provider.sweep_all
 
@@ -143,7 +143,7 @@ def test_reap_spares_an_instance_extended_meanwhile(
 def test_reap_spares_an_environment_promoted_meanwhile(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Disarmed between being found and being removed; and what is being removed is not promoted."""
+    """Its expiry is removed after the listing. An environment being destroyed is not promoted."""
     environment, other = bring_up(bench), bring_up(bench)
     for one in (environment, other):
         bench.ledger.change(one.id, expires_at=datetime.now(UTC) - timedelta(hours=1))
@@ -165,7 +165,7 @@ def test_reap_spares_an_environment_promoted_meanwhile(
 
 
 def test_two_reaps_at_once_do_not_fail_each_other(bench: Bench) -> None:
-    """From two places over the same leftovers, recorded and not: all goes, and nobody complains."""
+    """Both find the same environments, with and without records, and all are removed."""
     bench.bake()
     with ThreadPoolExecutor(6) as pool:
         made = list(pool.map(lambda _: bring_up(bench), range(6)))
@@ -185,7 +185,7 @@ def test_two_reaps_at_once_do_not_fail_each_other(bench: Bench) -> None:
 def test_a_bake_on_another_machine_is_reaped_only_when_overdue(
     bench: Bench, tmp_path: Path
 ) -> None:
-    """A bake on another machine; its group goes when its time is over, and not before."""
+    """Its process can't be checked from here, so its group remains until it expires."""
     key = "sha256:" + "ab" * 32
     made = {}
     for name, process, expires in (
@@ -210,7 +210,7 @@ def test_a_bake_on_another_machine_is_reaped_only_when_overdue(
 
 
 def test_reap_reads_all_pages_of_a_listing(bench: Bench) -> None:
-    """Groups, images and snapshots, two a page."""
+    """The server lists two groups in each page, and all five are found."""
     bench.account.tell("times", page=2)
     try:
         for number in range(5):
@@ -224,7 +224,7 @@ def test_reap_reads_all_pages_of_a_listing(bench: Bench) -> None:
 
 
 def test_an_unreadable_account_is_reported(bench: Bench) -> None:
-    """Nothing found there would be no proof that nothing is there."""
+    """An empty listing would not prove that nothing remains, so this is an error."""
     bench.account.fault("DescribeInstances", "UnauthorizedOperation", times=9)
     found = reaper.reap(bench, dry_run=True)  # type: ignore[arg-type]
     with pytest.raises(DestroyError, match=r"an unknown environment \(ec2\).*may not do this"):
@@ -232,7 +232,7 @@ def test_an_unreadable_account_is_reported(bench: Bench) -> None:
 
 
 def test_reap_searches_all_configured_regions(bench: Bench) -> None:
-    """Those that templates, recipes and records name; and a launch that fails there leaves none."""
+    """Templates, recipes and records name them. A launch that fails in one leaves nothing."""
     bench.keys["copy_to"] = [COPIES]
     bench.bake()
     there: dict[str, Any] = {"region": COPIES, "subnet": [], "ingress": ["10.0.0.0/8"]}
@@ -254,7 +254,7 @@ def test_reap_searches_all_configured_regions(bench: Bench) -> None:
 
 
 def test_environments_of_a_run_share_a_security_group(bench: Bench) -> None:
-    """Those that let in the same; one that lets in others has another."""
+    """Environments with equal ingress rules share a group; other rules have another group."""
     one, two, other = bring_up(bench), bring_up(bench), bring_up(bench, ingress=["10.0.0.0/8"])
     assert one.handle["group"] == two.handle["group"] != other.handle["group"]
     bench.lifecycle.destroy(one)
@@ -267,7 +267,7 @@ def test_environments_of_a_run_share_a_security_group(bench: Bench) -> None:
 
 
 def test_a_deleted_security_group_is_created_again(bench: Bench) -> None:
-    """Between joining it and launching into it, someone else has deleted it."""
+    """Someone else deletes it between its lookup and the launch."""
     bench.bake()
     bench.account.fault("RunInstances", "InvalidGroup.NotFound")
     environment = bring_up(bench)
@@ -278,7 +278,7 @@ def test_a_deleted_security_group_is_created_again(bench: Bench) -> None:
 def test_recovery_works_without_secrets_in_the_ledger(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The request as it is journaled lacks its user data; what was launched is found too."""
+    """The recorded request lacks its user data, yet the launched instance is found."""
     monkeypatch.setenv("REAPING_KEY", "hunter2hunter2")
     bench.bake()
     change = Ledger.change

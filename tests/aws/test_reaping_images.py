@@ -18,7 +18,7 @@ from pytest_ephemeral.providers.ec2.baking import Ec2Baker
 def test_an_unrecorded_verified_ami_is_adopted_or_reaped(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cut short before the catalog: the next bake of the key takes it, else reap does."""
+    """The bake ends before it is cataloged: the next bake uses the AMI, or reap removes it."""
     with monkeypatch.context() as patch:
         patch.setattr(Catalog, "record", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -34,7 +34,7 @@ def test_an_unrecorded_verified_ami_is_adopted_or_reaped(
         with pytest.raises(KeyboardInterrupt):
             bench.bake(install=["echo another"], verify=[])
     (another,) = set(baked_amis(bench)) - {unrecorded}
-    assert reap(bench) == {}  # who bakes it still runs
+    assert reap(bench) == {}  # its baking process still runs
     mark_baker_dead(bench, another)
     assert len(reap(bench)) == 1
     assert baked_amis(bench) == [unrecorded]
@@ -43,7 +43,7 @@ def test_an_unrecorded_verified_ami_is_adopted_or_reaped(
 def test_a_cataloged_ami_without_its_tag_is_not_reaped(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cut short after the catalog: reap tells the AMI what the catalog knows; so does its use."""
+    """The bake ends after the catalog is written: reap, or the next use, adds the tag."""
     for heal in (lambda: reap(bench), bench.bake):
         with monkeypatch.context() as patch:
             patch.setattr(Ec2Baker, "mark_cataloged", interrupted)
@@ -58,7 +58,7 @@ def test_a_cataloged_ami_without_its_tag_is_not_reaped(
 
 
 def test_a_forced_bake_removes_the_previous_ami(bench: Bench) -> None:
-    """The same key, by force: what the catalog forgets does not stay behind."""
+    """The catalog has one image for each key, so the replaced AMI must not remain."""
     first = bench.bake()
     second = bench.bake(mode="always")
     assert first.key == second.key
@@ -66,11 +66,11 @@ def test_a_forced_bake_removes_the_previous_ami(bench: Bench) -> None:
 
 
 def baked_amis(bench: Bench) -> list[str]:
-    """The AMIs that are there, but for the base."""
+    """List the existing AMIs, without the base."""
     found = bench.account.ec2.describe_images(Owners=["self"])["Images"]
     return [one["ImageId"] for one in found if one["ImageId"] != bench.account.base]
 
 
 def interrupted(*_: Any) -> None:
-    """The process is interrupted here."""
+    """Interrupt the process."""
     raise KeyboardInterrupt

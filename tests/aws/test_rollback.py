@@ -1,4 +1,4 @@
-"""Rollback: a new root volume from the AMI, the same instance, address and URL, seeded again."""
+"""Rollback replaces the root volume and seeds again; instance, address and URL remain."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def test_it(ephemeral_env, number):
 
 
 def test_each_test_gets_the_seeded_baseline(bench: Bench) -> None:
-    """Before every test but the first; that it is slow is said before the first, and at the end.
+    """A rollback precedes each test but the first; its cost is printed at the start and the end.
 
-    The instance is the same, and its old volume is gone; calls don't grow with what was seen.
+    One call replaces the volume, the instance is the same, and its old volume is deleted.
     """
     project = Project(bench)
     configuration = project.folder / "ephemeral.toml"
@@ -68,7 +68,7 @@ def up(bench: Bench, **keys: Any) -> Environment:
 
 
 def test_the_log_continues_after_a_rollback(bench: Bench) -> None:
-    """An instance numbers its lines from 1 after each boot: none is taken for an older one."""
+    """Line numbers restart at 1 after each boot; new lines must not be taken for old ones."""
     environment = up(bench)
     provider = providers.load("ec2")
     for word in ("one", "two", "three"):
@@ -93,7 +93,7 @@ def test_the_log_continues_after_a_rollback(bench: Bench) -> None:
     ],
 )
 def test_a_refused_replacement_is_an_error(bench: Bench, code: str, state: str, said: str) -> None:
-    """In one line; the environment is not used any more, and all of it goes."""
+    """The error is one line, and the environment can still be destroyed."""
     environment = up(bench)
     bench.account.tell("tasks", state=state)
     if code:
@@ -106,7 +106,7 @@ def test_a_refused_replacement_is_an_error(bench: Bench, code: str, state: str, 
 
 
 def test_an_ended_application_cannot_be_rolled_back(bench: Bench) -> None:
-    """So there is nothing to put back: said, and not tried."""
+    """Its instance has ended, so an error says so, and no replacement is requested."""
     environment = up(bench)
     with suppress(OSError):
         get(f"{environment.url}/exit/3")
@@ -131,7 +131,7 @@ def test_an_ended_application_cannot_be_rolled_back(bench: Bench) -> None:
 def test_a_template_with_data_that_would_stay_is_refused(
     bench: Bench, keys: dict[str, Any], said: str
 ) -> None:
-    """Before anything is baked or launched."""
+    """The error comes before anything is baked or launched."""
     bench.config.template = lambda _: bench.template(**keys)
     bench.account.asked("RunInstances")
     with pytest.raises(ConfigurationError, match=said):
@@ -140,7 +140,7 @@ def test_a_template_with_data_that_would_stay_is_refused(
 
 
 def test_unreadable_instance_types_are_reported(bench: Bench) -> None:
-    """A refusal is no permission to go on without an answer."""
+    """Without them, it is unknown whether a type has disks of its own, so the check fails."""
     bench.config.template = lambda _: bench.template()
     bench.account.fault("DescribeInstanceTypes", "UnauthorizedOperation")
     with pytest.raises(UnavailableError, match=r"may not do this \(DescribeInstanceTypes"):
@@ -148,7 +148,7 @@ def test_unreadable_instance_types_are_reported(bench: Bench) -> None:
 
 
 def test_an_ami_with_several_volumes_refuses_rollback(bench: Bench) -> None:
-    """That can only be seen when it is up: before the first test, all the same."""
+    """This is known only after the launch, but still before the first test."""
     keep = {"image": bench.account.base, "region": "us-east-1"}
     bench.account.tell("volumes", volumes=[["/dev/sdg", 7]], **keep)
     try:

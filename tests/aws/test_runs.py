@@ -1,4 +1,4 @@
-"""Runs as users have them on AWS: a suite under pytest, and the life of an environment by hand."""
+"""Users' runs on AWS: a suite under pytest, and an environment managed by commands."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_that_comes_after(ephemeral_env):
 
 @pytest.fixture
 def project(bench: Bench) -> Project:
-    """One with a stack besides, whose instance runs the same application."""
+    """A project with another template: a stack whose instance runs the same application."""
     made = Project(bench, STACK)
     instance = {
         "ImageId": {"Ref": "Image"},
@@ -85,17 +85,17 @@ def logs_in(folder: Path) -> str:
 def test_a_run_passes_and_leaves_nothing(
     project: Project, bench: Bench, template: str, workers: tuple[str, ...]
 ) -> None:
-    """Bake, launch, readiness, tests, logs, report, the price of instances, and all is gone."""
+    """The run bakes, launches and tests, and reports logs and the cost of instances."""
     written = ("--ephemeral-logs", "logs", "--ephemeral-report", "report.json")
     done = project.run(
         "pytest", "--ephemeral-env", "--ephemeral-template", template, *written, *workers
     )
     assert "2 passed" in done.stdout
     said = "these cost at most $0.01, by the table of prices"
-    assert (said in done.stdout) == (template == "web")  # what a stack costs, nobody knows
+    assert (said in done.stdout) == (template == "web")  # the cost of a stack is unknown
     assert "GET /" in logs_in(project.folder / "logs")
     (one,) = json.loads((project.folder / "report.json").read_text())["environments"]
-    assert one["state"] in {"destroyed", "destroying"}  # nobody waits for EC2: the owner does
+    assert one["state"] in {"destroyed", "destroying"}  # only the owner waits for EC2
     assert one["provider"] == ("ec2" if template == "web" else "cloudformation")
     until(lambda: not bench.ledger.entries(), within=60)
     assert bench.account.left() == []
@@ -104,7 +104,7 @@ def test_a_run_passes_and_leaves_nothing(
 def test_a_run_attaches_to_the_environment_that_another_has_kept(
     project: Project, bench: Bench
 ) -> None:
-    """It is left up with what reaches and ends it; the second run launches nothing."""
+    """The kept environment remains until ``down``. The second run launches nothing."""
     project.run("pytest", "--ephemeral-env", "--ephemeral-keep", "always")
     (kept,) = project.json("list")["environments"]
     assert (kept["kept"], kept["state"]) == (True, "ready")
@@ -121,7 +121,7 @@ def test_a_run_attaches_to_the_environment_that_another_has_kept(
 def test_an_environment_can_be_managed_from_the_cli(
     project: Project, bench: Bench, template: str
 ) -> None:
-    """Up, list, show, logs, run, extend, down: the same verbs, whatever it runs on."""
+    """The commands up, list, show, logs, run, extend and down work for instances and stacks."""
     made: Any = project.json("up", template, "--ttl", "1h")["environment"]
     id, expires = made["id"], made["expires_at"]
     assert [one["id"] for one in project.json("list")["environments"]] == [id]
@@ -138,7 +138,7 @@ def test_an_environment_can_be_managed_from_the_cli(
 
 
 def test_a_spot_interruption_is_reported_with_its_reason(bench: Bench) -> None:
-    """By the test that it befell or the one after: not as an application that crashed."""
+    """The affected test or the next one reports it, not as a crash of the application."""
     subnets = json.dumps(bench.account.subnets)
     project = Project(bench, SPOT.format(python=sys.executable, subnets=subnets))
     (project.folder / "test_suite.py").write_text(INTERRUPTED)

@@ -1,4 +1,4 @@
-"""The shop, on EC2: baked into an AMI, and its acceptance suite run against its instances."""
+"""The shop on EC2: it is baked into an AMI, and its acceptance suite runs on instances."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.waiting import until
 
 
 def test_the_acceptance_suite_passes_on_ec2(bench: Bench, tmp_path: Path) -> None:
-    """Bake, launch, readiness by HTTP, the suite, terminate; then nothing is left."""
+    """The run bakes, launches, tests and terminates. Nothing remains, and the AMI can be pruned."""
     folder = copy_shop(tmp_path / "shop")
     build_wheel(folder)
     boto3.client("s3").create_bucket(Bucket="shop")
@@ -30,14 +30,14 @@ def test_the_acceptance_suite_passes_on_ec2(bench: Bench, tmp_path: Path) -> Non
 
     assert "these cost at most $0.01" in run("python", "-m", "pytest", "--ephemeral-env")
     records = folder / ".ephemeral" / "environments"
-    until(lambda: not list(records.glob("*.json")), within=60)  # nobody waits for EC2
+    until(lambda: not list(records.glob("*.json")), within=60)  # the run does not wait for EC2
     assert bench.account.left() == []
     run("pytest-ephemeral", "images", "prune", "--keep", "0")
     assert bench.account.verified() == {}
 
 
 def configuration(file: Path, bench: Bench) -> None:
-    """The shop's own, with its image and templates on EC2."""
+    """Change the shop's configuration: its image and templates are on EC2."""
     image = (
         f'provider = "ec2"\nbase = "{bench.account.base}"\n'
         f'subnet = "{bench.account.subnets[0]}"\nbucket = "shop"'

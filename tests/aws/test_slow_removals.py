@@ -1,4 +1,4 @@
-"""Ends that AWS refuses, or takes its time for: never green, nothing forgotten, nothing left."""
+"""Removals that AWS refuses or delays: the run fails, and the record remains until all is gone."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ file = "topic.json"
 url = "{url}"
 ready = {{ tcp = true }}
 """
-#: The looks at a stack that a run takes here: once made, before its end, and after.
+#: The polls of a stack in one run: after its creation, before its deletion, and after it.
 LOOKS = 3
 
 
 def kill_owner(bench: Bench) -> str:
-    """Kill the owner process, which would go on trying; the id that is left to others."""
+    """Kill the owner process, which would retry; return the id of the remaining environment."""
     (left,) = bench.ledger.entries()
     os.kill(left.owner.pid, signal.SIGKILL)
     return left.id
 
 
 def test_a_refused_termination_fails_the_run(bench: Bench) -> None:
-    """The run fails and names it, its record says why, the instance is found again, and ends."""
+    """The run and the record contain the reason. Reap terminates the instance once it may."""
     project = Project(bench)
     project.run("bake", "app")
     bench.account.fault("TerminateInstances", "UnauthorizedOperation", times=99)
@@ -60,7 +60,7 @@ def test_a_refused_termination_fails_the_run(bench: Bench) -> None:
 def test_the_next_run_removes_a_leftover_security_group(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where pytest waits for the end (in a CI), the run says so; then nobody has to reap."""
+    """In CI, pytest waits for the removal, so the first run fails. No reap is needed."""
     monkeypatch.setenv("CI", "true")
     project = Project(bench)
     project.run("bake", "app")
@@ -81,7 +81,7 @@ def test_the_next_run_removes_a_leftover_security_group(
 def test_each_kind_of_termination_failure_is_reported(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    """Protected, said not to be there though it is seen, or not in a state for it."""
+    """The instance is protected, reported as missing although visible, or in a wrong state."""
     for module in (removal, removal_steps):
         monkeypatch.setattr(module, "UNSEEN", 0.5)
         monkeypatch.setattr(module, "ENDING", 0.5)
@@ -100,7 +100,7 @@ def test_each_kind_of_termination_failure_is_reported(
 
 
 def test_an_undeletable_security_group_is_named(bench: Bench) -> None:
-    """It is what remains, though every instance has ended."""
+    """Only the group remains; all instances have ended."""
     bench.bake()
     environment = bench.lifecycle.bring_up(bench.template()).environment
     group = environment.handle["group"]
@@ -112,7 +112,7 @@ def test_an_undeletable_security_group_is_named(bench: Bench) -> None:
 
 
 def test_removal_is_accepted_before_it_completes(bench: Bench) -> None:
-    """When EC2 has taken the order; and not when it has refused it."""
+    """It is accepted once EC2 accepts the termination, and not if EC2 refuses it."""
     bench.bake()
     environment = bench.lifecycle.bring_up(bench.template()).environment
     provider = providers.load("ec2")
@@ -134,7 +134,7 @@ def test_removal_is_accepted_before_it_completes(bench: Bench) -> None:
 
 @pytest.fixture
 def topic(bench: Bench) -> Project:
-    """A project whose stack is one topic: no instance, and a URL that is the test's own."""
+    """A project whose stack is one topic, without an instance; its URL is the test server's."""
     project = Project(bench, STACK.format(url=bench.account.url))
     body = {
         "Resources": {"Topic": {"Type": "AWS::SNS::Topic"}},
@@ -150,8 +150,8 @@ def topic(bench: Bench) -> Project:
 
 
 def test_a_stack_without_instances_needs_no_ec2_access(topic: Project, bench: Bench) -> None:
-    """Nothing in it has a console: its log is its events, and EC2 is never asked."""
-    until(lambda: not is_watching())  # for tests before this one
+    """It has no console: its log is its events, and no call of EC2 is made."""
+    until(lambda: not is_watching())  # the poller of earlier tests
     bench.account.fault("(Describe|Run|Terminate)Instances", "UnauthorizedOperation", times=999)
     bench.account.calls()
     options = ("--ephemeral-template", "topic", "--ephemeral-logs", "logs", "-n", "2")
@@ -160,7 +160,7 @@ def test_a_stack_without_instances_needs_no_ec2_access(topic: Project, bench: Be
     until(lambda: not bench.ledger.entries(), within=60)
     calls = Counter(bench.account.calls())
     assert not [name for name in calls if name.startswith("ec2:")]
-    # One look every two seconds, however long this machine takes.
+    # One poll every two seconds, however long this machine takes.
     calls["cloudformation:DescribeStacks"] = min(calls["cloudformation:DescribeStacks"], LOOKS)
     assert calls.total() <= 12, calls
     (log,) = [file for file in (topic.folder / "logs").rglob("*.log") if "stack" in file.name]
@@ -168,7 +168,7 @@ def test_a_stack_without_instances_needs_no_ec2_access(topic: Project, bench: Be
 
 
 def test_retained_stack_resources_fail_the_run(topic: Project, bench: Bench) -> None:
-    """The run waits for its end, fails and names it, though the second try finds no stack."""
+    """The run waits for the deletion and names them, although a second attempt finds no stack."""
     file = topic.folder / "topic.json"
     body = json.loads(file.read_text())
     name = {"BucketName": "retained-by-a-run"}
@@ -182,7 +182,7 @@ def test_retained_stack_resources_fail_the_run(topic: Project, bench: Bench) -> 
 
 
 def test_an_undeletable_stack_fails_the_run(topic: Project, bench: Bench) -> None:
-    """As for instances: the run fails and names it, and `reap` deletes it later."""
+    """The run names the stack, and ``reap`` deletes it later."""
     bench.account.fault("DeleteStack", "AccessDenied", times=99)
     done = topic.run("pytest", "--ephemeral-env", "--ephemeral-template", "topic", status=1)
     id = kill_owner(bench)

@@ -1,4 +1,4 @@
-"""Stacks where AWS is slow, or refuses to be asked: what can still be told, and what can't."""
+"""Stacks when AWS is slow or refuses calls: what is still reported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from support.waiting import until
 def test_unreadable_stack_events_are_reported(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, code: str, said: str
 ) -> None:
-    """Then a log is not waited for, and what a stack that is gone retains is not known."""
+    """The log fails soon, and it is unknown whether a deleted stack retains resources."""
     monkeypatch.setattr("pytest_ephemeral.aws._PATIENT", 2)
     monkeypatch.setattr("pytest_ephemeral.aws._clients", {})
     environment = up(bench, template(bench))
@@ -43,7 +43,7 @@ def test_unreadable_stack_events_are_reported(
 
 
 def test_a_slow_request_about_one_stack_delays_no_other(bench: Bench) -> None:
-    """Each stack is looked at by itself."""
+    """Each stack is polled by itself."""
     client = boto3.client("cloudformation")
     bench.account.fault("DescribeStacks", kind="delay", seconds=3.0)
     bench.account.calls()
@@ -56,7 +56,7 @@ def test_a_slow_request_about_one_stack_delays_no_other(bench: Bench) -> None:
 
 
 def test_a_stack_works_without_permission_to_list_instances(bench: Bench) -> None:
-    """A stack that may have some is as its own status says; its end is none of EC2's."""
+    """Its state is then the stack's own status, and its deletion does not need EC2."""
     kinds = {"Group": {"Type": "AWS::EC2::SecurityGroup", "Properties": {"GroupDescription": "x"}}}
     bench.account.fault("DescribeInstances", "UnauthorizedOperation", times=99)
     environment = up(bench, template(bench, resources=kinds))
@@ -68,7 +68,7 @@ def test_a_stack_works_without_permission_to_list_instances(bench: Bench) -> Non
 
 
 def test_a_missing_variable_is_an_error_before_anything_is_created(bench: Bench) -> None:
-    """``pass-env`` of an image that a parameter names, or a parameter's own variable."""
+    """A parameter names it, or names an image whose ``pass-env`` contains it."""
     bench.keys = {"pass_env": ["NOT_SET_HERE"]}
     bench.account.calls()
     with pytest.raises(ConfigurationError, match=r"passes NOT_SET_HERE .*pass-env"):
@@ -81,7 +81,7 @@ def test_a_missing_variable_is_an_error_before_anything_is_created(bench: Bench)
 
 
 def test_a_stack_that_is_being_changed_is_deleted_afterwards(bench: Bench) -> None:
-    """CloudFormation refuses to delete it meanwhile."""
+    """CloudFormation refuses to delete a stack during an update."""
     environment = up(bench, template(bench))
     bench.account.tell("times", stack=0.5)
     found = stack_of(environment)
@@ -95,7 +95,7 @@ def test_a_stack_that_is_being_changed_is_deleted_afterwards(bench: Bench) -> No
 def test_a_stack_whose_exports_are_in_use_is_named(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CloudFormation accepts its deletion, and then leaves it as it was, without a failure."""
+    """CloudFormation accepts the deletion, but leaves the stack as it was, without an error."""
     monkeypatch.setattr(stacks, "VISIBLE", 0.3)
     monkeypatch.setattr(stacks, "DELETING", 5.0)
     environment = up(bench, template(bench))

@@ -1,4 +1,4 @@
-"""Stacks: what their file says, what fails, and what deleting them leaves."""
+"""Stacks: their templates, their failures and their deletion."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RESOURCES = {"Topic": {"Type": "AWS::SNS::Topic", "Properties": {"TopicName": "o
 def template(
     bench: Bench, *, resources: Any = RESOURCES, host: Any = "127.0.0.1", **keys: Any
 ) -> StackTemplate:
-    """A stack, by default without instances."""
+    """Return a template of a stack, by default without instances."""
     body = {"Resources": resources, "Outputs": {"Host": {"Value": host}}}
     if names := keys.get("parameters"):
         body["Parameters"] = {name: {"Type": "String"} for name in names if name == "Given"}
@@ -45,7 +45,7 @@ def template(
 
 
 def instance(bench: Bench) -> StackTemplate:
-    """One with an instance, which runs nothing."""
+    """Return a template of a stack with an instance that runs nothing."""
     properties = {
         "ImageId": bench.account.base,
         "InstanceType": "t3.small",
@@ -57,7 +57,7 @@ def instance(bench: Bench) -> StackTemplate:
 
 
 def parameters(bench: Bench, given: Mapping[str, str], **keys: Any) -> StackTemplate:
-    """One whose host is its parameter."""
+    """Return a template of a stack whose host is a parameter."""
     return template(bench, host={"Ref": "Given"}, parameters=dict(given), **keys)
 
 
@@ -66,7 +66,7 @@ def bucket(name: str) -> dict[str, Any]:
 
 
 def up(bench: Bench, wanted: StackTemplate) -> Environment:
-    """Bring one up; there may be nobody to answer, so nobody is asked."""
+    """Bring up a stack without a readiness probe, as it may have no server."""
     return bench.lifecycle.bring_up(msgspec.structs.replace(wanted, ready=Ready())).environment
 
 
@@ -85,7 +85,7 @@ def stacks_left() -> list[str]:
 
 
 def test_the_urls_of_a_stack_come_from_its_outputs(bench: Bench) -> None:
-    """With their ports, or those of their scheme; and it goes whole."""
+    """A URL without a port has the port of its scheme."""
     provider = providers.load("cloudformation")
     environment = up(bench, template(bench, further={"admin": "https://{output:Host}:9443/"}))
     assert environment.url == "http://127.0.0.1:80/"
@@ -104,14 +104,14 @@ def test_the_urls_of_a_stack_come_from_its_outputs(bench: Bench) -> None:
     ],
 )
 def test_invalid_stack_settings_are_named(bench: Bench, keys: Any, error: Any, said: str) -> None:
-    """A file, a parameter or an output that is not there; and nothing stays."""
+    """The file, the parameter or the output does not exist. No record remains."""
     with pytest.raises(error, match=said):
         bench.lifecycle.bring_up(template(bench, **keys))
     assert bench.ledger.entries() == []
 
 
 def test_a_stack_has_the_labels_as_tags(bench: Bench) -> None:
-    """Id, owner and expiry are on the stack and on what is in it, from the beginning."""
+    """The stack and its resources have the id, owner and expiry from the beginning."""
     environment = up(bench, instance(bench))
     ec2 = bench.account.ec2
     filters = [{"Name": f"tag:{labels.ID}", "Values": [environment.id]}]
@@ -125,7 +125,7 @@ def test_a_stack_has_the_labels_as_tags(bench: Bench) -> None:
 
 
 def test_the_log_of_a_stack_without_instances_is_its_events(bench: Bench) -> None:
-    """A stack of one topic has no console; that is no reason to take it for gone."""
+    """A stack without a console is not taken for gone. After destroy, its log is an error."""
     environment = up(bench, template(bench))
     provider = providers.load("cloudformation")
     mark = provider.log_mark(environment)
@@ -143,7 +143,7 @@ def test_the_log_of_a_stack_without_instances_is_its_events(bench: Bench) -> Non
 def test_the_log_of_a_stack_includes_its_log_groups(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that are its resources, its functions', as far as they may be read; and no others."""
+    """These are the groups among its resources, unless access is denied, and no others."""
     monkeypatch.setattr("pytest_ephemeral.providers.cloudformation.log_groups.FRESH", 0.0)
     group = {"Type": "AWS::Logs::LogGroup", "Properties": {"LogGroupName": "/shop/web"}}
     environment = up(bench, template(bench, resources={**RESOURCES, "Group": group}))
@@ -171,7 +171,7 @@ def test_the_log_of_a_stack_includes_its_log_groups(
 
 
 def test_a_stack_gets_the_images_of_its_region(bench: Bench) -> None:
-    """``{image:…}`` is the AMI's id; in another region, that of the copy that was made there."""
+    """``{image:…}`` is the AMI's id; in another region, it is the id of the copy there."""
     bench.keys = {"copy_to": ["eu-west-1"]}
     image = bench.bake()
     ami = boto3.client("ec2", region_name="eu-west-1").describe_images(Owners=["self"])["Images"]
@@ -184,7 +184,7 @@ def test_a_stack_gets_the_images_of_its_region(bench: Bench) -> None:
 
 
 def test_a_stack_failure_names_the_causing_event(bench: Bench) -> None:
-    """Not as ROLLBACK_COMPLETE, nor by what was only cancelled; then all of it is deleted."""
+    """Resources that were only cancelled are not named. The stack is deleted."""
     bench.account.tell("failing", Topic="orders already exists in another stack")
     wanted = template(bench, resources={**RESOURCES, "Queue": {"Type": "AWS::SQS::Queue"}})
     with pytest.raises(LaunchError, match="already exists in another stack") as caught:
@@ -196,7 +196,7 @@ def test_a_stack_failure_names_the_causing_event(bench: Bench) -> None:
 
 
 def test_a_cloudformation_refusal_is_reported_in_one_line(bench: Bench) -> None:
-    """In one line; no stack, and no record, is left."""
+    """No stack and no record remains."""
     resources = {"X": {"Type": "AWS::Nope::Thing"}}
     with pytest.raises(LaunchError, match="Unrecognized resource types") as caught:
         bench.lifecycle.bring_up(template(bench, resources=resources))
@@ -205,7 +205,7 @@ def test_a_cloudformation_refusal_is_reported_in_one_line(bench: Bench) -> None:
 
 
 def test_a_lost_response_creates_no_second_stack(bench: Bench) -> None:
-    """Asked again, it is found."""
+    """The retried call has the same token, and returns the first stack."""
     bench.account.fault("CreateStack", kind="lost")
     environment = up(bench, template(bench))
     assert stacks_left() == [stacks.name_of(environment.id)]
@@ -213,7 +213,7 @@ def test_a_lost_response_creates_no_second_stack(bench: Bench) -> None:
 
 
 def test_throttled_polling_fails_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither while it is made, nor while it is deleted, whatever boto3 makes of it."""
+    """Polls are throttled during creation and deletion, while boto3's own retries are off."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     bench.account.fault("DescribeStacks", "Throttling", times=3)
     environment = up(bench, template(bench))
@@ -223,7 +223,7 @@ def test_throttled_polling_fails_nothing(bench: Bench, monkeypatch: pytest.Monke
 
 
 def test_a_nonempty_bucket_is_named(bench: Bench) -> None:
-    """The stack stays, as does its record; once it is emptied, reap takes it all."""
+    """The stack and its record remain. Once the bucket is empty, destroy removes both."""
     environment = up(bench, template(bench, resources={"Data": bucket("full")}))
     s3 = boto3.client("s3")
     s3.put_object(Bucket="full", Key="order", Body=b"1")
@@ -238,7 +238,7 @@ def test_a_nonempty_bucket_is_named(bench: Bench) -> None:
 
 @pytest.mark.parametrize("recorded", [True, False])
 def test_retained_resources_are_named(bench: Bench, recorded: bool) -> None:
-    """Though the stack is gone; and also when only its name was known."""
+    """They are named although the stack is gone, even if the record lacks the stack's id."""
     kept = {"Data": {**bucket("retained"), "DeletionPolicy": "Retain"}, **RESOURCES}
     environment = up(bench, template(bench, resources=kept))
     if not recorded:
@@ -247,12 +247,12 @@ def test_retained_resources_are_named(bench: Bench, recorded: bool) -> None:
     with pytest.raises(UnverifiedDestroyError, match=r"Data \(AWS::S3::Bucket retained\)"):
         bench.lifecycle.destroy(environment)
     assert stacks_left() == []
-    bench.lifecycle.destroy(environment)  # there is nothing more to tell
+    bench.lifecycle.destroy(environment)  # this is reported only once
     boto3.client("s3").delete_bucket(Bucket="retained")
 
 
 def test_an_extension_changes_the_tags_of_all_resources(bench: Bench) -> None:
-    """Instances at once, as their guests look at it; the stack behind it, though it is busy."""
+    """Instances get the tags at once, because guests read them; the stack follows, even if busy."""
     environment = up(bench, instance(bench))
     bench.account.tell("times", stack=0.5)
     provider = providers.load("cloudformation")
@@ -267,7 +267,7 @@ def test_an_extension_changes_the_tags_of_all_resources(bench: Bench) -> None:
 
 
 def test_a_promoted_stack_is_protected_from_deletion(bench: Bench) -> None:
-    """Neither destroying it nor reap takes it away; lifted, it goes."""
+    """Neither destroy nor reap deletes it until the protection is lifted."""
     environment = up(bench, template(bench))
     provider = providers.load("cloudformation")
     provider.extend(environment, None)
@@ -283,9 +283,9 @@ def test_a_promoted_stack_is_protected_from_deletion(bench: Bench) -> None:
 
 
 def test_reap_deletes_a_stack_without_a_record(bench: Bench) -> None:
-    """Past its expiry, by its tags alone; a stack of someone else's is none of ours."""
+    """Its tags show that it has expired. A stack of others is left alone."""
     wanted = template(bench)
-    bench.config.templates = {"stack": wanted}  # nobody's account is looked into for nothing
+    bench.config.templates = {"stack": wanted}  # an account is read only if a template uses it
     environment = up(bench, wanted)
     client = boto3.client("cloudformation")
     body = (bench.folder / "stack.json").read_text().replace("orders", "theirs")

@@ -1,4 +1,4 @@
-"""Instances on standby: kept when their environments end, renewed, and started for the next."""
+"""Instances on standby: they are kept when environments end, renewed, and started for others."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def states(bench: Bench) -> dict[str, str]:
 
 
 def end(bench: Bench, environment: Environment) -> Environment:
-    """End an environment whose instance is kept, and wait until that can be started."""
+    """End an environment, keep its instance, and wait until the instance has stopped."""
     assert bench.lifecycle.keep_machine(environment)
     until(lambda: instance(bench, environment)["State"]["Name"] == "stopped")
     return bench.ledger.get(environment.id)
 
 
 class RecordedWarnings:
-    """The warnings that people are given."""
+    """The warnings that users see."""
 
     def __init__(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         self._said: list[Progress] = []
@@ -74,7 +74,7 @@ def volumes(bench: Bench) -> set[str]:
 
 
 def user_data(bench: Bench, id: str) -> bytes:
-    """What an instance gets at its start, as AWS has it."""
+    """Return an instance's user data as AWS has it."""
     asked = bench.account.ec2.describe_instance_attribute(InstanceId=id, Attribute="userData")
     return base64.b64decode(asked["UserData"]["Value"])
 
@@ -82,9 +82,9 @@ def user_data(bench: Bench, id: str) -> bytes:
 def test_a_standby_instance_is_renewed_and_reused(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same one at its address, with another's tags, group and variables; nothing of the last.
+    """Instance and address are the same; tags, group, variables and files are the second's own.
 
-    What that was given is on the volume no more, nor in the user data; its own volume is gone.
+    No secret of the first remains on the disk or in the user data. The first volume is deleted.
     """
     monkeypatch.setenv("SECRET", "hunter2-hunter2")
     one = bring_up(
@@ -120,7 +120,7 @@ def test_a_standby_instance_is_renewed_and_reused(
 
 
 def test_an_instance_is_kept_again_up_to_the_limit(bench: Bench) -> None:
-    """One that has become another's is kept as well; one too many is not."""
+    """A reused instance can be kept again; one above the limit is not kept."""
     one, other = bring_up(bench), bring_up(bench)
     end(bench, one)
     assert not bench.lifecycle.keep_machine(other)
@@ -136,7 +136,7 @@ def test_an_instance_is_kept_again_up_to_the_limit(bench: Bench) -> None:
 
 
 def test_only_one_environment_gets_an_instance_on_standby(bench: Bench) -> None:
-    """Of several that want it at once; the others launch their own."""
+    """Several environments start at once; the others launch instances of their own."""
     one = bring_up(bench)
     end(bench, one)
     bench.account.asked("RunInstances")
@@ -151,7 +151,7 @@ def test_only_one_environment_gets_an_instance_on_standby(bench: Bench) -> None:
 
 
 def test_an_instance_that_does_not_fit_or_is_not_ready_is_not_used(bench: Bench) -> None:
-    """It is no delay for anyone: a new one is launched, and it stays for its own."""
+    """A new instance is launched at once, and the one on standby remains."""
     one = bring_up(bench)
     bench.account.tell("times", root=1.0)
     assert bench.lifecycle.keep_machine(one)
@@ -169,7 +169,7 @@ def test_an_instance_that_does_not_fit_or_is_not_ready_is_not_used(bench: Bench)
 def test_an_instance_that_cannot_be_renewed_is_destroyed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever call is refused; said in one line."""
+    """Whichever call is refused, the warning is one line, and the instance is not kept."""
     one = bring_up(bench)
     for action, code, after in [
         ("ModifyInstanceAttribute", "UnauthorizedOperation", 0),
@@ -193,7 +193,7 @@ def test_an_instance_that_cannot_be_renewed_is_destroyed(
 def test_an_instance_that_cannot_be_started_is_replaced(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever call is refused, it is terminated, and a new one launched; said in one line."""
+    """Whichever call is refused, it is terminated and a new one launched, with a warning."""
     one = bring_up(bench)
     for action, code, after in [
         ("CreateTags", "UnauthorizedOperation", 0),
@@ -220,7 +220,7 @@ def test_an_instance_that_cannot_be_started_is_replaced(
 def test_an_instance_whose_renewal_failed_is_removed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its volume was not replaced: nobody gets it."""
+    """Its root volume was not replaced, so no environment may use it."""
     one, heard = bring_up(bench), RecordedWarnings(bench, monkeypatch)
     bench.account.tell("tasks", state="failed")
     assert bench.lifecycle.keep_machine(one)
@@ -235,7 +235,7 @@ def test_an_instance_whose_renewal_failed_is_removed(
 
 
 def test_destroying_by_the_old_record_leaves_the_next_environment_alone(bench: Bench) -> None:
-    """Killed before that record was dropped: what has moved on is not its own any more."""
+    """A process was killed before it removed the old record; the instance is the next one's."""
     one = bring_up(bench)
     standby = end(bench, one)
     other = bring_up(bench)
@@ -252,7 +252,7 @@ def expire(bench: Bench, standby: Environment) -> None:
 
 
 def lose_record(bench: Bench, standby: Environment) -> None:
-    """Its record is lost: its tags say the same."""
+    """Remove the record; the instance's tags say that it has expired."""
     past = (datetime.now(UTC) - timedelta(seconds=2)).isoformat(timespec="seconds")
     bench.ledger.remove(standby.id)
     tags = [{"Key": labels.EXPIRES, "Value": past}]
@@ -263,7 +263,7 @@ def lose_record(bench: Bench, standby: Environment) -> None:
 def test_reap_terminates_an_expired_instance_on_standby(
     bench: Bench, what: Callable[[Bench, Environment], None]
 ) -> None:
-    """Not before: it outlives its run, and says until when in its own tags."""
+    """It outlives its run until the expiry in its tags, and is not reaped before."""
     one = bring_up(bench, standby_ttl=3600)
     standby = end(bench, one)
     assert standby.expires_at is not None
@@ -276,11 +276,11 @@ def test_reap_terminates_an_expired_instance_on_standby(
     assert (reaped.id, reaped.error) == (one.id, "")
     until(lambda: instance(bench, one)["State"]["Name"] == "terminated")
     assert states(bench) == {}
-    reaper.reap(project, dry_run=False)  # its group, whose run goes on
+    reaper.reap(project, dry_run=False)  # for its security group: the run is not over
 
 
 def test_an_instance_on_standby_is_not_an_environment(bench: Bench) -> None:
-    """While it is renewed it still runs; it can't be extended, kept, promoted or asked."""
+    """It runs while it is renewed, but can't be extended, kept or promoted, and runs no command."""
     one = bring_up(bench)
     bench.account.tell("times", root=30.0)
     assert bench.lifecycle.keep_machine(one)
@@ -302,7 +302,7 @@ def test_an_instance_on_standby_is_not_an_environment(bench: Bench) -> None:
     "more", ["count = 2", "spot = true", 'volumes = { "/dev/sdf" = 8 }', "standby-ttl = 3"]
 )
 def test_a_template_whose_instance_cannot_be_kept_is_refused(tmp_path: Path, more: str) -> None:
-    """In the configuration, where it says so."""
+    """The error comes when the configuration is read, and names the template."""
     text = '[images.app]\nprovider = "ec2"\nreference = "ami-0123"\n'
     text += f'[templates.web]\nimage = "app"\nstandby = 1\n{more}\n'
     (tmp_path / "ephemeral.toml").write_text(text)
@@ -311,7 +311,7 @@ def test_a_template_whose_instance_cannot_be_kept_is_refused(tmp_path: Path, mor
 
 
 def test_the_next_run_uses_the_instance_of_the_last(bench: Bench) -> None:
-    """As a user sees it: one run's instance is the next one's, and `down --all` ends it."""
+    """Two runs of pytest use the same instance, and ``down --all`` terminates it."""
     project = Project(bench)
     configuration = project.folder / "ephemeral.toml"
     configuration.write_text(configuration.read_text() + "standby = 1\n")
@@ -324,7 +324,7 @@ def test_the_next_run_uses_the_instance_of_the_last(bench: Bench) -> None:
     waiter = bench.account.ec2.get_waiter("instance_stopped")
     waiter.wait(InstanceIds=ids, WaiterConfig={"Delay": 1})
     project.run("pytest", "--ephemeral-env", "test_suite.py::test_it_answers")
-    assert len(bench.account.asked("RunInstances")) == 3  # two of the bake
+    assert len(bench.account.asked("RunInstances")) == 3  # two are of the bake
     (second,) = project.json("list")["environments"]
     assert second["handle"]["instances"] == ids[0]
     project.run("down", "--all")

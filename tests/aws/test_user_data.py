@@ -1,4 +1,4 @@
-"""What runs inside instances, run for real: the scripts, against a metadata service of our own."""
+"""The scripts of instances, run for real with a simulated metadata service."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 SCRIPTS = files("pytest_ephemeral.providers.ec2.user_data")
-#: As the tag has them; the same in every worker, as they are in the names of tests.
+#: In the tag's format; constant, because they are part of test names in every worker.
 PAST = format_expiry(datetime(2020, 1, 1, tzinfo=UTC))
 LATER = format_expiry(datetime(2999, 1, 1, tzinfo=UTC))
 
-#: What an instance's own commands are in these tests: shutdown leaves a note.
+#: The instance's ``shutdown`` command in these tests: it records its arguments.
 SHUTDOWN = '#!/bin/sh\necho "$*" >>"$TOLD"\n'
 
 
@@ -42,9 +42,9 @@ class Metadata:
     """An instance's metadata service, version 2.
 
     Attributes:
-        expires: The tag's value; None when there is none.
+        expires: The tag's value; None if the tag is missing.
         state: ``up``, ``off`` (as by ``HttpEndpoint=disabled``) or ``hanging``.
-        plain: Requests that came without a token.
+        plain: The number of requests without a token.
     """
 
     expires: str | None = LATER
@@ -132,7 +132,7 @@ shells = pytest.mark.parametrize("shell", ["sh", "bash"])
 @pytest.mark.parametrize("script", ["bake.sh", "boot.sh", "common.sh", "expire.sh"])
 @shells
 def test_scripts_have_valid_syntax(shell: str, script: str) -> None:
-    """For every shell that may be ``sh`` somewhere."""
+    """Different shells may be ``sh``; each must accept the scripts."""
     subprocess.run([shell, "-n", str(SCRIPTS / script)], check=True)
 
 
@@ -140,7 +140,7 @@ def test_scripts_have_valid_syntax(shell: str, script: str) -> None:
 def test_an_expired_instance_shuts_itself_down(
     machine: Machine, metadata: Metadata, shell: str
 ) -> None:
-    """It says so on its console, and shuts down, which terminates it; version 2 alone is asked."""
+    """The console says so, and the shutdown terminates it. Only version 2 of IMDS is used."""
     metadata.expires = PAST
     machine.run(shell, EXPIRE)
     assert machine.is_shut_down
@@ -168,7 +168,7 @@ def test_an_expired_instance_shuts_itself_down(
 def test_only_a_past_expiry_shuts_the_instance_down(
     machine: Machine, metadata: Metadata, shell: str, expires: str | None
 ) -> None:
-    """Not a time to come, not production's ``never``, not what can't be read as a time in UTC."""
+    """A future time, production's ``never`` and values that are no time in UTC do not."""
     metadata.expires = expires
     machine.run(shell, EXPIRE)
     assert not machine.told.exists()
@@ -178,7 +178,7 @@ def test_only_a_past_expiry_shuts_the_instance_down(
 def test_an_unresponsive_metadata_service_ends_nothing(
     machine: Machine, metadata: Metadata, state: str
 ) -> None:
-    """It is asked again a minute later; nothing hangs for longer than a few seconds."""
+    """The script gives up after some seconds; the timer starts it again a minute later."""
     metadata.expires, metadata.state = PAST, state
     if state == "gone":
         machine.environ["PYTEST_EPHEMERAL_IMDS"] = "http://127.0.0.1:9"
@@ -189,7 +189,7 @@ def test_an_unresponsive_metadata_service_ends_nothing(
 
 
 def test_an_unset_clock_ends_nothing(machine: Machine, metadata: Metadata) -> None:
-    """At boot it may be years behind, so nothing has expired; soon it is right."""
+    """At boot, the clock may be years behind; once it is set, the expiry applies."""
     machine.command("date", "#!/bin/sh\necho 1970-01-01T00:00:09+00:00\n")
     metadata.expires = PAST
     machine.run("sh", EXPIRE)
@@ -200,7 +200,7 @@ def test_an_unset_clock_ends_nothing(machine: Machine, metadata: Metadata) -> No
 
 
 def test_the_expiry_tag_is_read_each_time(machine: Machine, metadata: Metadata) -> None:
-    """So extending holds at once, and so does promotion's disarming; and their taking back."""
+    """So an extension, a promotion and a new expiry each take effect at once."""
     for expires in (LATER, "never"):
         metadata.expires = expires
         machine.run("sh", EXPIRE)
@@ -211,7 +211,7 @@ def test_the_expiry_tag_is_read_each_time(machine: Machine, metadata: Metadata) 
 
 
 def run_bake(machine: Machine, steps: list[str], **options: Any) -> list[user_data.Line]:
-    """Run a bake as cloud-init does; what was put on the console."""
+    """Run a bake's user data as cloud-init does; return the lines of its console."""
     script = machine.root.with_name("user-data")
     options = {"prefix": "/opt/x", "artifact": None, "variables": {}, "result_url": "", **options}
     script.write_text(user_data.bake_script(steps, minutes=75, **options))
@@ -220,7 +220,7 @@ def run_bake(machine: Machine, steps: list[str], **options: Any) -> list[user_da
 
 
 def test_a_bake_installs_the_expiry_timer(machine: Machine, metadata: Metadata) -> None:
-    """Units that systemd starts once a minute, and the very script, which works as installed."""
+    """systemd starts its unit once a minute, and the installed script works."""
     run_bake(machine, [":"])
     units = machine.root / "etc/systemd/system"
     timer, service = (configparser.ConfigParser() for _ in range(2))
@@ -231,21 +231,21 @@ def test_a_bake_installs_the_expiry_timer(machine: Machine, metadata: Metadata) 
     shell, _, path = service["Service"]["ExecStart"].partition(" ")
     installed = machine.root / path.removeprefix("/")
     assert installed.stat().st_mode & stat.S_IXUSR
-    machine.told.unlink()  # of the bake itself
+    machine.told.unlink()  # the bake's own shutdown
     metadata.expires = PAST
     machine.run(shell, str(installed))
     assert machine.is_shut_down
 
 
 def test_a_bake_schedules_its_own_shutdown_first(machine: Machine) -> None:
-    """Before anything else, in as many minutes as it may take."""
+    """The delay is the number of minutes that the bake may take."""
     run_bake(machine, [":"])
     assert machine.told.read_text() == "-h +75\n"
 
 
 @pytest.mark.parametrize(("steps", "status"), [(["true"], "0"), (["true", "exit 3", "true"], "3")])
 def test_a_bake_prints_its_status_last(machine: Machine, steps: list[str], status: str) -> None:
-    """Whatever came before: a step that fails is the last."""
+    """A failed step is the last one, and gives its status."""
     lines = run_bake(machine, ["echo one; echo two >&2", *steps])
     assert lines[-1] == user_data.Line("end", 0, status)
     said = [line.text for line in lines if line.part == "bake"]
@@ -253,7 +253,7 @@ def test_a_bake_prints_its_status_last(machine: Machine, steps: list[str], statu
 
 
 def test_an_artifact_with_a_wrong_digest_is_not_installed(machine: Machine) -> None:
-    """The instance holds it against its digest, before the script sees it."""
+    """The instance checks the digest before it runs the install script."""
     wrong = user_data.Delivery("app.bin", "sha256:" + "0" * 64, content=b"other")
     said = run_bake(machine, ["echo installed"], artifact=wrong)
     assert said[-1].text != "0"
@@ -261,7 +261,7 @@ def test_an_artifact_with_a_wrong_digest_is_not_installed(machine: Machine) -> N
 
 
 def test_an_unavailable_script_is_reported_on_the_console(machine: Machine) -> None:
-    """On the console, as an end, so that nobody waits for it."""
+    """The report counts as the script's end, so that nothing waits for it."""
     script = machine.root.with_name("user-data")
     script.write_text(user_data.download_script("http://127.0.0.1:9/boot"))
     machine.run("sh", str(script))

@@ -1,7 +1,7 @@
-"""Runs that are killed: forks once for each, so that a hundred cost no more than one to import.
+"""Forks the runs that tests kill, so that a hundred of them import the package only once.
 
-``python -m aws.victim FOLDER KNOWN``; each line on standard input is a run's name and kind. The
-child stops itself until whoever watches has arranged its death; then its exit status is printed.
+``python -m aws.victim FOLDER KNOWN`` reads a run's name and kind from each line of standard input.
+The child stops itself until the test has arranged its death; at the end its status is printed.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ STACK = {
 
 def whole(bench: Bench) -> None:
     """Bake, launch, destroy."""
-    # Nothing answers in a hollow instance, and nothing is asked: "ready" names no probe.
+    # Instances run nothing here, so "ready" has no probe.
     timed = bench.lifecycle.bring_up(bench.template(command=None, ready=Ready()))
     bench.lifecycle.destroy(timed.environment)
 
 
 def launching(bench: Bench) -> None:
-    """Launch from what the first of these runs bakes, and destroy."""
+    """Launch from the image that the first of these runs bakes, and destroy."""
     bench.keys["install"] = ["echo shared"]
     whole(bench)
 
@@ -49,7 +49,7 @@ def launching(bench: Bench) -> None:
 def standing_by(bench: Bench) -> None:
     """Launch, keep the instance on standby, start it for the next environment, and destroy that."""
     bench.keys["install"] = ["echo shared"]
-    # A volume of this run's own size: what others have left on standby does not fit.
+    # The volume's size is this run's own, so that instances of other runs do not fit.
     size = 20 + zlib.crc32(bench.folder.name.encode()) % 10000
     template = bench.template(command=None, ready=Ready(), standby=1, volume_size=size)
     one = bench.lifecycle.bring_up(template).environment
@@ -95,7 +95,7 @@ KINDS: Mapping[str, Callable[[Bench], None]] = {
 
 
 def make_clients() -> None:
-    """Make the clients of all runs, once: that takes longer than most runs."""
+    """Make the clients of all runs once, as this takes longer than most runs."""
     aws.client("ec2", REGION)
     (session,) = aws._sessions.values()
     make = cache(partial(aws._create, session))
@@ -107,7 +107,7 @@ def make_clients() -> None:
 
 
 def main(folder: Path, known: Known) -> None:
-    """Fork a run a line."""
+    """Fork a run for each line of standard input."""
     make_clients()
     for line in sys.stdin:
         name, kind = line.split()
@@ -122,14 +122,14 @@ def main(folder: Path, known: Known) -> None:
 
 
 def run(folder: Path, known: Known, what: Callable[[Bench], None]) -> None:
-    """Do it, and end."""
+    """Do a run in this process, and exit."""
     os.environ["PYTEST_EPHEMERAL_STATE"] = str(folder / "state")
     folder.mkdir()
     try:
         quick(pytest.MonkeyPatch(), every=0.02)
         bench = Bench(known, folder, store=folder.parent / "store")
         bench.keys = {"install": [f"echo {folder.name}"], "artifact": None, "verify": []}
-        # No watchdog: it would clean up at once, and what reap can do is what is asked.
+        # No watchdog, which would clean up at once: the tests are about reap.
         Lifecycle._guard = lambda _: None  # type: ignore[method-assign]
         what(bench)
     except BaseException as error:  # noqa: BLE001

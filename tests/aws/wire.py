@@ -18,11 +18,11 @@ class Request:
     """One API call.
 
     Attributes:
-        service: As credentials are scoped to: ``ec2``, ``s3``, ``ssm``, ``cloudformation``.
-        action: Such as ``RunInstances``; for S3, the method.
-        region: Where.
+        service: From the credentials' scope: ``ec2``, ``s3``, ``ssm``, ``cloudformation``.
+        action: Such as ``RunInstances``; for S3, the HTTP method.
+        region: From the credentials' scope, too.
         form: The parameters of a query protocol.
-        body: What was sent.
+        body: The body as it was sent.
     """
 
     environ: dict[str, Any]
@@ -53,7 +53,7 @@ class Request:
         return cls(environ, service, action, region, form, body)
 
     def replace_form(self, form: Mapping[str, str]) -> None:
-        """Send other parameters on; those that were asked for can still be looked at."""
+        """Send other parameters to moto; the original ones remain in ``form``."""
         body = urlencode(form).encode()
         self.environ["wsgi.input"] = io.BytesIO(body)
         self.environ["CONTENT_LENGTH"] = str(len(body))
@@ -63,11 +63,11 @@ class Request:
         return json.loads(self.body)
 
     def listed(self, name: str) -> list[str]:
-        """A list's items: ``InstanceId.1``, ``InstanceId.2``, …"""
+        """Return a list's items: ``InstanceId.1``, ``InstanceId.2``, …"""
         return [value for key, value in self.form.items() if re.fullmatch(rf"{name}\.\d+", key)]
 
     def tags(self, kind: str) -> dict[str, str]:
-        """The tags that ``TagSpecification`` gives resources of a kind."""
+        """Return the tags that ``TagSpecification`` gives resources of a kind."""
         found = {}
         for key, value in self.form.items():
             match = re.fullmatch(r"TagSpecification\.(\d+)\.ResourceType", key)
@@ -81,7 +81,7 @@ class Request:
 
 @dataclass
 class Answer:
-    """What goes back."""
+    """The answer to a call."""
 
     status: str = "200 OK"
     body: bytes = b""
@@ -97,12 +97,12 @@ class Answer:
         return self.status.startswith("200")
 
     def found(self, tag: str) -> list[str]:
-        """The texts of an XML element, wherever it stands."""
+        """Return the texts of all XML elements of a name."""
         return re.findall(rf"<{tag}>([^<]*)</{tag}>", self.body.decode())
 
 
 def forward(app: WSGI, request: Request) -> Answer:
-    """Ask moto."""
+    """Send a request to moto."""
     answer = Answer()
 
     def start(status: str, headers: list[tuple[str, str]], _: Any = None) -> Any:
@@ -117,7 +117,7 @@ def forward(app: WSGI, request: Request) -> Answer:
 
 
 def refuse(code: str, message: str, *, status: str = "400 Bad Request") -> Answer:
-    """An error, as EC2 says it."""
+    """Return an error in EC2's format."""
     body = (
         f"<Response><Errors><Error><Code>{code}</Code><Message>{message}</Message></Error>"
         "</Errors><RequestID>harness</RequestID></Response>"
@@ -126,7 +126,7 @@ def refuse(code: str, message: str, *, status: str = "400 Bad Request") -> Answe
 
 
 def refuse_query(code: str, message: str) -> Answer:
-    """An error, as CloudFormation says it."""
+    """Return an error in CloudFormation's format."""
     body = f"<ErrorResponse><Error><Code>{code}</Code><Message>{message}</Message></Error>"
     return Answer(
         "400 Bad Request", f"{body}<RequestId>harness</RequestId></ErrorResponse>".encode()
@@ -134,13 +134,13 @@ def refuse_query(code: str, message: str) -> Answer:
 
 
 def refuse_json(code: str, message: str) -> Answer:
-    """An error, as SSM says it."""
+    """Return an error in SSM's format."""
     body = json.dumps({"__type": code, "message": message}).encode()
     return Answer("400 Bad Request", body, [("Content-Type", "application/x-amz-json-1.1")])
 
 
 def xml(action: str, inner: str) -> Answer:
-    """An answer of EC2's."""
+    """Return an answer in EC2's format."""
     return Answer(body=f"<{action}Response>{inner}</{action}Response>".encode())
 
 

@@ -1,6 +1,6 @@
-"""Python imports this first where the folder is on PYTHONPATH: owner processes look more often too.
+"""Python imports this first if its folder is on PYTHONPATH: owner processes poll more often, too.
 
-See ``aws.fast_polls``, which does that in the process that imports it.
+See ``aws.fast_polls``, which does so in the process that imports it.
 """
 
 import sys
