@@ -1,7 +1,7 @@
 """The table of the providers that the conformance suite is run against.
 
-A new provider is one module with a ``Bench``, and one row here. Another engine of a provider is a
-class more in its module.
+A new provider is one module with a ``Bench``, and one row here. Another engine of a provider is
+another class in its module.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ TABLE: Final[Mapping[str, str]] = {
     "cloudformation": "bench_cloudformation.Bench",
 }
 
-#: A further engine, which passes a part of the suite.
+#: A further engine, which runs only a part of the suite.
 ROOTLESS: Final = "podman_rootless"
 
 #: The rows whose environments end by themselves when their owner dies; others have a watchdog.
 SELF_GUARDING: Final = ("local", "qemu")
 
-#: The rows whose environments can be put back to their baseline.
+#: The rows whose environments can be rolled back.
 WITH_ROLLBACK: Final = (
     *("local", "docker", "docker_newest", "podman"),
     *("compose", "compose-v2", "compose_newest"),
@@ -40,7 +40,7 @@ WITH_ROLLBACK: Final = (
 
 
 def load(name: str) -> Bench:
-    """The bench of one provider."""
+    """Load the bench of one provider."""
     place = "bench_docker.RootlessBench" if name == ROOTLESS else TABLE[name]
     module, _, kind = place.partition(".")
     bench: Bench = getattr(import_module(module), kind)()
@@ -48,5 +48,5 @@ def load(name: str) -> Bench:
 
 
 def with_parts() -> list[str]:
-    """The rows whose environments have several processes or services."""
+    """Return the rows whose environments have several processes or services."""
     return [name for name in TABLE if len(load(name).parts) > 1]

@@ -52,7 +52,7 @@ class PluginBench(Bench):
 
 
 class NewestBench(Bench):
-    """With the newest plugin, and the newest Docker and its other store of images."""
+    """With the newest plugin, and the newest Docker, which stores images differently."""
 
     def unavailable(self) -> str:
         return engines.newest_unavailable()

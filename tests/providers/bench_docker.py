@@ -50,7 +50,7 @@ class Bench:
 
 
 class OtherEngineBench(Bench):
-    """One with an engine of its own, which all that follows uses."""
+    """A bench with an engine of its own, which all its tests use."""
 
     @contextmanager
     def platform(self) -> Iterator[None]:
@@ -62,7 +62,7 @@ class OtherEngineBench(Bench):
 
 
 class NewestBench(OtherEngineBench):
-    """The newest Docker, with its other store of images."""
+    """The newest Docker, which stores images differently."""
 
     def unavailable(self) -> str:
         return engines.newest_unavailable()
@@ -72,7 +72,7 @@ class NewestBench(OtherEngineBench):
 
 
 class PodmanBench(OtherEngineBench):
-    """The newest Podman's service in the place of Docker's."""
+    """The newest Podman's service, instead of Docker."""
 
     def unavailable(self) -> str:
         return podman_engines.newest_unavailable()
@@ -82,7 +82,7 @@ class PodmanBench(OtherEngineBench):
 
 
 class RootlessBench(OtherEngineBench):
-    """The service of a Podman whose user has no rights."""
+    """The service of a rootless Podman."""
 
     def unavailable(self) -> str:
         return podman_engines.rootless_unavailable()
@@ -92,7 +92,7 @@ class RootlessBench(OtherEngineBench):
 
 
 def recipe(root: Path) -> DockerRecipe:
-    """The application in a container image."""
+    """Return the recipe of a container image with the application."""
     context = root / "context"
     context.mkdir()
     shutil.copy(APPLICATION, context)
@@ -103,7 +103,7 @@ def recipe(root: Path) -> DockerRecipe:
 
 
 def traces(id: str) -> list[str]:
-    """All whose name or labels have the id, of everything that the engine has."""
+    """List the containers, networks and volumes whose name or labels contain the id."""
     engine = endpoint.find()
     everything = {
         "container": engine.call("GET", "/containers/json", query={"all": True}),

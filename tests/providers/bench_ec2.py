@@ -38,7 +38,7 @@ class Bench:
 
     @contextmanager
     def platform(self) -> Iterator[None]:
-        """An account, for this process and all that it starts."""
+        """Start a simulated account for this process and its children."""
         from aws.conftest import quick
         from aws.harness import account
 
@@ -76,7 +76,7 @@ class Bench:
 
 
 def unused_groups(client: Any, run: str) -> list[str]:
-    """The groups of a run's that no instance is in any more: who left last has left them."""
+    """List a run's security groups that no instance uses any more: they are leaks."""
     filters = [{"Name": f"tag:{labels.RUN}", "Values": [run]}]
     groups = client.describe_security_groups(Filters=filters)["SecurityGroups"]
     found = client.describe_instances(Filters=filters)["Reservations"]

@@ -49,11 +49,11 @@ class Bench:
 
 
 def keys_for(kind: Kind, serve: str) -> dict[str, Any]:
-    """What a template runs, and its ports: high ones, below 10000 a machine's own programs listen.
+    """Return a template's command and ports; ports below 10000 may be in use by other programs.
 
     Args:
-        kind: The template's.
-        serve: The command that serves, but for its port.
+        kind: The template's kind.
+        serve: The command that serves, without its port.
     """
     match kind:
         case "web":
@@ -71,7 +71,7 @@ def keys_for(kind: Kind, serve: str) -> dict[str, Any]:
 
 
 def marked_processes(id: str) -> list[str]:
-    """The processes whose environment has the id: the process table, seen by other means."""
+    """List the processes whose variables contain the id, without the provider's own code."""
     found = processes.with_variable(f"{ENVIRONMENT_VARIABLE}={id}")
     return [f"process {pid}: {processes.command_of(pid)!r}" for pid in found]
 
@@ -82,7 +82,7 @@ def _folder(id: str) -> list[str]:
 
 
 def _sockets(environment: Environment) -> list[str]:
-    """Ports that still answer, and names of the abstract namespace that are still held."""
+    """List ports that still answer, and abstract socket names that are still in use."""
     found = []
     for endpoint in environment.endpoints.values():
         with socket.socket() as probe:

@@ -1,4 +1,4 @@
-"""The qemu provider on the bench: machines that go on from memory, as booting takes its time."""
+"""The qemu provider on the bench: machines are resumed from memory, as a boot takes long."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Bench:
     """See ``bench.Bench``.
 
     Attributes:
-        cold: Whether machines boot: for a test that asks nothing of what is in them.
+        cold: Whether machines boot, for tests that need nothing inside them.
     """
 
     parts = ("web", "worker")
@@ -35,7 +35,7 @@ class Bench:
 
     @contextmanager
     def platform(self) -> Iterator[None]:
-        """Debian in a machine, with the application; baked once for all tests."""
+        """Use a Debian with the application, which is baked once for all tests."""
         self.baked = vm.bake_application()
         yield
 

@@ -24,7 +24,7 @@ ROLLBACK = set(benches.WITH_ROLLBACK)
 
 
 def use(name: str) -> Iterator[Bench]:
-    """One provider's bench, with whatever platform it brings along for as long as it is used."""
+    """Yield one provider's bench, with its platform running while it is used."""
     found = benches.load(name)
     if why := found.unavailable():
         pytest.skip(f"without {why}")
@@ -33,12 +33,12 @@ def use(name: str) -> Iterator[Bench]:
 
 
 def test_every_provider_is_in_a_test_class() -> None:
-    """One that is neither put back, nor of several parts, nor guards itself needs a class more."""
+    """A provider without rollback, several parts or its own guard needs another test class."""
     assert set(benches.TABLE) == PARTS | OWNERS | ROLLBACK
 
 
 class TestOneContainer(RollbackConformance, BakerConformance, ProviderConformance):
-    """Those whose environments can be put back as well: an engine is started once for all."""
+    """Providers of one container, with rollback; an engine is started once for all tests."""
 
     @pytest.fixture(scope="class", params=sorted(ROLLBACK - PARTS))
     @classmethod
@@ -58,7 +58,7 @@ class TestSeveralProcesses(BakerConformance, PartsConformance, ProviderConforman
 class TestSeveralContainers(
     RollbackConformance, BakerConformance, PartsConformance, ProviderConformance
 ):
-    """Those whose environments can be put back as well."""
+    """Providers of several containers, with rollback."""
 
     @pytest.fixture(scope="class", params=sorted((PARTS & ROLLBACK) - OWNERS))
     @classmethod
@@ -67,11 +67,11 @@ class TestSeveralContainers(
 
 
 class TestRootless(ProviderFixtures):
-    """What takes rights of an engine, on one without: ports, processes, logs and storage.
+    """Tests of what depends on an engine's rights: ports, processes, logs and storage.
 
-    All else is the same program, which has the whole suite to pass as root. There each container
-    is a copy of its image, which takes seconds: hence a few tests, beside one environment's whole
-    life in ``tests/containers/test_engine_addresses.py``.
+    The rest is the same program, which passes the whole suite as root. A rootless engine copies
+    the image for each container, which takes seconds: hence only a few tests, besides one
+    environment's whole life in ``tests/containers/test_engine_addresses.py``.
     """
 
     test_a_crash_after_startup_is_reported = (
@@ -88,7 +88,7 @@ class TestRootless(ProviderFixtures):
         yield from use(request.param)
 
 
-#: Tests that ask nothing of what is in a machine: it need not be resumed, which would take longer.
+#: Tests that need nothing inside a machine: it boots, because a resume would take longer.
 MACHINE_NOT_NEEDED = {
     "test_a_starting_environment_can_be_destroyed",
     "test_destroy_needs_only_the_first_record",
@@ -108,7 +108,7 @@ class TestSelfGuarding(OwnerConformance, BakerConformance, PartsConformance, Pro
 
     @pytest.fixture(autouse=True)
     def _boot(self, bench: Bench, request: pytest.FixtureRequest) -> None:
-        """Tell the bench of machines whether this test needs what is in them."""
+        """Let the machines of qemu boot if this test needs nothing inside them."""
         if hasattr(bench, "cold"):
             bench.cold = request.function.__name__ in MACHINE_NOT_NEEDED
 
@@ -119,7 +119,7 @@ class TestSelfGuarding(OwnerConformance, BakerConformance, PartsConformance, Pro
 
 
 class TestRollback(RollbackConformance, ProviderFixtures):
-    """Providers whose environments end by themselves, and can be put back to their baseline."""
+    """Providers whose environments end by themselves, with rollback."""
 
     @pytest.fixture(scope="class", params=sorted(ROLLBACK & OWNERS))
     @classmethod

@@ -1,4 +1,4 @@
-"""Baking disks: what is in a sealed one, and what is said of what can't be baked."""
+"""Baking disks: the content of a sealed disk, and the errors of failed bakes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ bake(vm.recipe(), Path(sys.argv[1]))
 
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for a bake; what it leaves is in it."""
+    """A folder for a bake, with all its state."""
     if why := vm.unavailable():
         lacks.skip_without("QEMU", why)
     (tmp_path / "trees").mkdir(mode=0o700)
@@ -44,7 +44,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_sealed_disk_has_nothing_of_the_machine_that_made_it(root: Path) -> None:
-    """One compressed disk, without what made its machine that one; seen without QEMU."""
+    """The compressed disk has no machine-id or cloud-init state. It is read without booting."""
     disk = Content.at(Path(vm.bake_application().reference)).disk
     assert disk.stat().st_mode & 0o222 == 0
     checked = subprocess.run(
@@ -67,7 +67,7 @@ def test_a_sealed_disk_has_nothing_of_the_machine_that_made_it(root: Path) -> No
 
 
 def test_a_failing_install_script_is_reported_and_leaves_nothing(root: Path) -> None:
-    """It gets its artifact and files; its status and last lines are told, and nothing is left."""
+    """The error has its status and last lines, which show that it got its artifact and files."""
     artifact = root / "shop-1.txt"
     artifact.write_text("the artifact\n" * 1000)
     (root / "extra.txt").write_text("an extra file\n")
@@ -103,7 +103,7 @@ def test_a_failing_install_script_is_reported_and_leaves_nothing(root: Path) -> 
 def test_a_base_that_does_not_boot_is_reported_with_its_console(
     root: Path, changes: dict[str, Any], message: str
 ) -> None:
-    """Within seconds, with the last lines of its console."""
+    """The error contains the last lines of its console."""
     with pytest.raises(BakeError, match=message) as caught:
         bake(vm.recipe(**changes), root)
     sign = "No bootable device" if "kernel" in changes else "Unable to mount root fs"
@@ -111,9 +111,9 @@ def test_a_base_that_does_not_boot_is_reported_with_its_console(
 
 
 def test_disabled_cloud_init_is_reported(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is asked why, through the guest agent, and not waited for until the time is over."""
+    """The reason is read through the guest agent, instead of waiting for the timeout."""
     monkeypatch.setattr(baking, "_ASK", 3.0)
-    # No more is started than the agent needs.
+    # Only the units that the agent needs are started.
     unit = "systemd.unit=qemu-guest-agent.service"
     recipe = vm.recipe(append=f"{vm.APPEND} cloud-init=disabled {unit}")
     with pytest.raises(BakeError, match="cloud-init did not run the user data") as caught:
@@ -136,7 +136,7 @@ def baker(root: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_a_killed_bake_leaves_no_qemu_and_no_folder(
     root: Path, baker: subprocess.Popen[bytes]
 ) -> None:
-    """With kill -9, while its machine boots: QEMU is gone, and so is its folder."""
+    """The bake gets SIGKILL while its machine boots."""
     machines = root / "machine" / "machines"
     assert eventually(lambda: bool(qemu_processes(machines)), 60)
     baker.send_signal(signal.SIGKILL)
@@ -144,7 +144,7 @@ def test_a_killed_bake_leaves_no_qemu_and_no_folder(
 
 
 def qemu_processes(machines: Path) -> list[str]:
-    """The processes of QEMU that run in a folder of machines, as the process table has them."""
+    """List the QEMU processes in a folder of machines, from the process table."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -157,7 +157,7 @@ def qemu_processes(machines: Path) -> list[str]:
 
 
 def test_another_kernel_is_another_image(root: Path) -> None:
-    """Another kernel is another image."""
+    """The kernel is an input of the image's key, besides the base."""
     provider: Any = providers.load("qemu")
     known = vm.recipe()
     (root / "kernel").write_bytes(b"another")

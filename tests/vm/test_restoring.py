@@ -1,4 +1,4 @@
-"""What is renewed in machines that go on from one memory; and what is said where nothing is."""
+"""State that is renewed in machines resumed from one memory, and reports of shared state."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ ready = {{ http = "/", timeout = "10m" }}
 warm = true
 """
 
-#: In a machine before it is frozen: hooks, and a host key.
+#: Run in a machine before it is frozen: it adds hooks and a host key.
 HOOKS = """\
 set -e
 cd /etc/pytest-ephemeral
@@ -76,7 +76,7 @@ chmod +x */*
 ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key
 """
 
-#: A hook that fails before anything is frozen.
+#: Run in a machine: it adds a hook that fails before anything is frozen.
 BUSY = """\
 cat >/etc/pytest-ephemeral/before-snapshot.d/1 <<'END'
 #!/bin/sh
@@ -86,8 +86,8 @@ END
 chmod +x /etc/pytest-ephemeral/before-snapshot.d/1
 """
 
-#: In a machine before it is frozen: nothing in it is ever another. What waits to be woken ends, so
-#: that another is started.
+#: Run in a machine before it is frozen: its random numbers, UUIDs and host key become constant, and
+#: its clock wrong. The waiting helper is killed, so that another is started.
 SAME = """\
 set -e
 echo 0a0b0c0d >/run/constant
@@ -109,7 +109,7 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
 '
 """
 
-#: What the hooks have seen, and what the machine is.
+#: Prints what the hooks have recorded, and the machine's identity.
 ASK = """\
 cat /run/after /etc/machine-id /run/before
 cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub
@@ -130,7 +130,7 @@ class Machines:
         self.provider: Any = providers.load("qemu")
 
     def order(self, warm: Any = True, last: str = "01234567") -> Order:
-        """Order one, whose id ends with one of these characters."""
+        """Order a machine whose id ends with one of the given characters."""
         template = msgspec.structs.replace(self.template, warm=warm)
         while True:
             order = make_order(template, self.image, variables={"SHOP_KEY": "letmein"})
@@ -139,7 +139,7 @@ class Machines:
 
     @contextmanager
     def launch(self, **wanted: Any) -> Iterator[Environment]:
-        """Launch one for a while."""
+        """Launch a machine, and destroy it at the end."""
         order = self.order(**wanted)
         try:
             yield self.provider.launch(order)
@@ -147,7 +147,7 @@ class Machines:
             self.provider.destroy(order.environment)
 
     def freeze(self, environment: Environment, script: str) -> Environment:
-        """Freeze a machine after a script was run in it, for ``warm = true``."""
+        """Run a script in a machine, then freeze it for ``warm = true``."""
         folders = "/etc/ssh /etc/pytest-ephemeral/"
         script = (
             f"mkdir -p {folders}before-snapshot.d {folders}after-restore.d {folders}vet.d\n{script}"
@@ -156,7 +156,7 @@ class Machines:
         return self.provider.freeze(msgspec.structs.replace(self.order(), environment=environment))
 
     def ask(self, environment: Environment, script: str) -> Sequence[str]:
-        """What a script prints in one."""
+        """Return the words that a script prints in a machine."""
         done = self.provider.run(environment, ["sh", "-c", script], timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout.split()
@@ -164,7 +164,7 @@ class Machines:
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    """Machines that need not boot: they go on from the memory of all tests."""
+    """Machines that need not boot: they resume from the memory that all tests share."""
     with vm.own_folder(tmp_path_factory, "restoring") as (folder, _):
         vm.share_memory(folder / "machine")
         yield Machines(folder)
@@ -172,7 +172,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 
 @pytest.fixture
 def running(machines: Machines) -> Iterator[Environment]:
-    """A machine that serves; what is frozen of it is gone behind the test."""
+    """A machine that serves; memory that is frozen from it is removed after the test."""
     try:
         with machines.launch(warm="booted") as environment:
             assert until(lambda: get(environment)) == "hello"
@@ -187,7 +187,7 @@ def running(machines: Machines) -> Iterator[Environment]:
 def test_resumed_machines_have_their_own_identities(
     machines: Machines, running: Environment
 ) -> None:
-    """Each of three has a machine-id and host keys of its own; hooks see its id and secrets."""
+    """Each of three machines has its own machine-id and host key; hooks see its id and secret."""
     assert COLD_BOOT not in machines.freeze(running, HOOKS).handle
     with ExitStack() as cleanup:
         clones = [cleanup.enter_context(machines.launch()) for _ in range(2)]
@@ -203,7 +203,7 @@ def test_resumed_machines_have_their_own_identities(
 def test_a_failing_hook_prevents_freezing_and_resuming(
     machines: Machines, running: Environment
 ) -> None:
-    """Before, nothing is frozen, and the machine runs on; after, the machine boots. It is said."""
+    """If a hook before the freeze fails, the machine runs on; if one after it fails, it boots."""
     refused = machines.freeze(running, BUSY).handle[COLD_BOOT]
     assert "before-snapshot.d/1 exited with status 4: busy" in refused
     assert get(running) == "hello"
@@ -217,7 +217,7 @@ def test_a_failing_hook_prevents_freezing_and_resuming(
 def test_vet_reports_state_shared_between_machines(
     machines: Machines, running: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``images vet`` finds each kind of thing that two have in common; nothing resumes then."""
+    """``images vet`` finds each kind of shared state; then no machine is resumed."""
     idle = re.sub(r"(def wake\(.*\n)", r"\1        return\n", restore.read_helper())
     monkeypatch.setattr(restore, "read_helper", lambda: idle)
     assert COLD_BOOT not in machines.freeze(running, SAME).handle

@@ -13,11 +13,11 @@ import pytest
 from support import lacks, processes, vm
 from support.shop import copy_shop
 
-#: They are about templates of their own.
+#: Tests that use templates of their own.
 OTHERS = ["test_prices_are_written_as_people_there_write_them", "first_day"]
 
 
-#: In the folder of the acceptance tests: each of these spoils what the next one looks at.
+#: For the folder of the acceptance tests: each test changes the data that the next one reads.
 ROLLBACK = """\
 import pytest
 
@@ -30,7 +30,7 @@ def test_the_shelf_is_full_again(ephemeral_env, manager, number):
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example in a folder of its own, with the image of all tests."""
+    """The example in a folder of its own, with the image that all tests share."""
     if why := vm.unavailable():
         lacks.skip_without("QEMU", why)
     folder = copy_shop(tmp_path_factory.mktemp("example") / "shop")
@@ -41,7 +41,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(shop: Path, *argv: str) -> str:
-    """What pytest prints, which passes on the shop's machines."""
+    """Run pytest on the shop's machines, which must pass; return its output."""
     template = ["--ephemeral-env", "--ephemeral-template", "staging-vm", "-p", "no:cacheprovider"]
     environ = {
         **os.environ,
@@ -55,7 +55,7 @@ def run(shop: Path, *argv: str) -> str:
 
 
 def test_the_acceptance_tests_pass_on_machines(shop: Path) -> None:
-    """A machine for the session, one for a module, one for a class; each with the run's secret."""
+    """The session, a module and a class each have a machine, with the run's secret."""
     report = shop.parent / "report.json"
     others = " and ".join(f"not {name}" for name in OTHERS)
     printed = run(shop, "-k", others, f"--ephemeral-report={report}")
@@ -68,7 +68,7 @@ def test_the_acceptance_tests_pass_on_machines(shop: Path) -> None:
 
 
 def test_the_shop_is_rolled_back(shop: Path) -> None:
-    """Also where the machine itself was resumed from before the shop was started."""
+    """This also works if the machine was resumed from memory frozen before the shop started."""
     file = shop / "tests" / "acceptance" / "test_shelf.py"
     file.write_text(ROLLBACK)
     try:
@@ -78,7 +78,7 @@ def test_the_shop_is_rolled_back(shop: Path) -> None:
 
 
 def use_baked_image(file: Path) -> None:
-    """Have the image of all tests in the place of the one that would be baked."""
+    """Use the image that all tests share, instead of baking one."""
     keys = "".join(f"{name} = {json.dumps(it)}\n" for name, it in baked_image_keys().items())
     block = f'[images.shop-vm]\nprovider = "qemu"\n{keys}'
     text, count = re.subn(
@@ -89,5 +89,5 @@ def use_baked_image(file: Path) -> None:
 
 
 def baked_image_keys() -> dict[str, str]:
-    """The keys of the image of all tests."""
+    """Return the configuration keys of the image that all tests share."""
     return vm.reference_keys(vm.bake_application())

@@ -1,4 +1,4 @@
-"""Virtual machines in use: booted once, frozen, resumed, put back; and what goes wrong."""
+"""Virtual machines: boot, freeze, resume and rollback, and their failures."""
 
 from __future__ import annotations
 
@@ -80,25 +80,25 @@ class Project:
         (folder / "test_machine.py").write_text(SUITE)
 
     def run(self, *argv: str | Path) -> str:
-        """What a program prints, which succeeds."""
+        """Run a program that must succeed; return its output."""
         environ = {**os.environ, "TOLD": str(self.told)}
         done = processes.run(*argv, folder=self.folder, environ=environ)
         return done.stdout + done.stderr
 
     def run_pytest(self, *argv: str) -> str:
-        """What pytest prints."""
+        """Run pytest, which must pass; return its output."""
         options = ["-q", "-p", "no:cacheprovider", "--ephemeral-env"]
         return self.run(sys.executable, "-m", "pytest", *options, *argv)
 
     def test(self) -> tuple[str, dict[str, Any]]:
-        """Run the suite: what was printed, and its environment in the report."""
+        """Run the suite; return its output and its environment in the report."""
         report = ["--ephemeral-report", "report.json"]
         printed = self.run_pytest(*report, "test_machine.py")
         (environment,) = json.loads((self.folder / "report.json").read_text())["environments"]
         return printed, environment
 
     def order(self, **changes: Any) -> Order:
-        """An order of its template, as the lifecycle gives it."""
+        """Return an order of the template, as the lifecycle makes it."""
         from pytest_ephemeral.config import load
 
         template = load(self.folder / "ephemeral.toml").template("machine")
@@ -106,14 +106,14 @@ class Project:
 
     @property
     def taken(self) -> Image:
-        """The image, as its catalog has it."""
+        """The image in the project's catalog."""
         (record,) = (self.folder / ".ephemeral" / "catalog" / "app").glob("*.json")
         return models.decode(record.read_bytes(), Image)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """One project for all tests: its first machine boots, and is frozen."""
+    """One project for all tests; its first machine boots and is frozen."""
     with vm.own_folder(tmp_path_factory, "machines") as (folder, _):
         made = Project(folder, vm.bake_application())
         made.first = made.test()
@@ -122,13 +122,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
 
 @pytest.fixture
 def provider() -> Any:
-    """The provider itself."""
+    """The qemu provider."""
     return providers.load("qemu")
 
 
 @pytest.fixture
 def resumed(project: Project, provider: Any) -> Iterator[tuple[Order, Environment]]:
-    """A machine that goes on from the frozen memory."""
+    """A machine that is resumed from the frozen memory, with its order."""
     order = project.order()
     try:
         environment = provider.launch(order)
@@ -138,7 +138,7 @@ def resumed(project: Project, provider: Any) -> Iterator[tuple[Order, Environmen
 
 
 def test_the_second_machine_resumes_from_memory(project: Project) -> None:
-    """The same suite, twice: the second machine is another one, and is not seeded again."""
+    """The suite runs twice. The second machine has its own identity, and is not seeded again."""
     printed, booted = project.first
     assert "not resumed from memory: no memory of it is frozen yet" in printed
     printed, resumed = project.test()
@@ -155,14 +155,14 @@ def test_the_second_machine_resumes_from_memory(project: Project) -> None:
 
 
 def test_each_test_gets_the_baseline(project: Project) -> None:
-    """By the marker: each test spoils memory and disk, and the next one finds neither."""
+    """With the marker, each test changes memory and disk, and the next one sees no change."""
     file = project.folder / "test_rollback.py"
     file.write_text(ROLLBACK)
     assert "3 passed" in project.run_pytest(file.name)
 
 
 def test_two_machines_of_one_memory_differ(project: Project) -> None:
-    """In all that ``images vet`` looks at."""
+    """They differ in all that ``images vet`` compares."""
     printed = project.run(processes.PROGRAM, "images", "vet", "app")
     for what in ("random numbers", "UUIDs", "machine-id"):
         assert f"machine: ok   {what}: differ" in printed
@@ -172,7 +172,7 @@ def test_two_machines_of_one_memory_differ(project: Project) -> None:
 def test_a_rollback_restores_memory_and_disk(
     resumed: tuple[Order, Environment], provider: Any
 ) -> None:
-    """Memory and disk, as often as asked, at the same address; a dead machine too."""
+    """It works repeatedly, at the same address, and also for a machine that has exited."""
     order, environment = resumed
     assert SEEDED in environment.handle
     order = msgspec.structs.replace(order, environment=provider.take_baseline(order))
@@ -195,7 +195,7 @@ def test_a_rollback_restores_memory_and_disk(
 def test_machines_share_the_memory_that_they_have_not_written(
     resumed: tuple[Order, Environment], project: Project
 ) -> None:
-    """What it has not written is the file's, which all machines share; and is never written to."""
+    """Unwritten pages are those of the memory file, which all machines share and none changes."""
     _, environment = resumed
     assert get(environment) == "hello"
     (ram,) = (project.folder / "machine" / "memory").glob("*/ram")
@@ -215,7 +215,7 @@ def _read(path: Path) -> str:
 
 
 def test_a_machine_with_changed_memory_boots_instead(project: Project, provider: Any) -> None:
-    """It is told why, and the memory is gone, to be frozen anew."""
+    """The reason is recorded, and the memory is removed, to be frozen again."""
     (memory,) = (project.folder / "machine" / "memory").glob("[0-9a-f]*")
     kept = memory.with_name(".kept")
     shutil.copytree(memory, kept)
@@ -236,7 +236,7 @@ def test_a_machine_with_changed_memory_boots_instead(project: Project, provider:
 def test_a_broken_memory_state_with_a_valid_seal_boots_instead(
     project: Project, provider: Any
 ) -> None:
-    """QEMU refuses it; the same machine boots then, under the same guard."""
+    """QEMU refuses it. The same machine then boots, under the same guard."""
     (memory,) = (project.folder / "machine" / "memory").glob("[0-9a-f]*")
     kept = memory.with_name(".kept")
     shutil.copytree(memory, kept)
@@ -271,7 +271,7 @@ def _console(provider: Any, environment: Environment) -> str:
 def test_mismatched_memory_is_not_resumed(
     project: Project, provider: Any, changes: dict[str, Any], what: str
 ) -> None:
-    """QEMU itself would load it without a word."""
+    """QEMU itself would load it without an error."""
     order = project.order(**changes)
     try:
         environment = provider.launch(order)
@@ -283,7 +283,7 @@ def test_mismatched_memory_is_not_resumed(
 def test_lack_of_space_prevents_freezing(
     project: Project, provider: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before a machine is booted for it; the environment boots, and says why."""
+    """The space is checked first. The environment boots, and its record says why."""
     real = shutil.disk_usage
     order = project.order(warm="booted")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=1 << 20))
@@ -297,7 +297,7 @@ def test_lack_of_space_prevents_freezing(
 def test_memory_of_another_qemu_is_not_resumed(
     project: Project, provider: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its devices may have other states."""
+    """The device states of another QEMU may be incompatible."""
     told = programs.version(programs.find(programs.SYSTEM))
     monkeypatch.setattr(programs, "version", lambda _: f"{told}, patched")
     order = project.order()
