@@ -1,4 +1,4 @@
-"""Hooks for all tests: marks, groups for workers, and lines on tests that were left out."""
+"""Hooks for all tests: marks, groups for workers, and lines about deselected and skipped tests."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ LEFT_OUT = pytest.StashKey[dict[str, int]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Stop ignoring signals that a background job (two) or nohup (one) ignores.
+    """Handle SIGINT, SIGQUIT and SIGHUP if this process was started with them ignored.
 
-    A child process inherits ignored signals, and tests that send them would wait for ever. If this
-    process handles a signal, its children get the default handling.
+    A background job ignores the first two, and nohup the third. A child process inherits ignored
+    signals, and tests that send them would wait for ever. If this process handles a signal, its
+    children get the default handling.
     """
     config.stash[LEFT_OUT] = {}
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -35,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
     if hasattr(config, "workerinput") or config.getoption("dist", "no") == "no":
-        # For each pytest that a test starts: half of its time went into others' plugins.
+        # For each pytest that a test starts: other plugins took half of its time.
         os.environ["PYTEST_ADDOPTS"] = without_plugins()
 
 
@@ -68,7 +69,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take the counts of one worker: they are the same for all."""
+    """Store the counts of one worker; all workers have the same counts."""
     if counts := getattr(node, "workeroutput", {}).get("left_out"):
         node.config.stash[LEFT_OUT] = counts
 
@@ -80,7 +81,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print the deselected tests, and what this machine lacks, each in one line."""
+    """Print two lines: the deselected tests, and what this machine lacks."""
     if left_out := config.stash[LEFT_OUT]:
         counts = ", ".join(f"{mark} ({count})" for mark, count in sorted(left_out.items()))
         terminalreporter.write_line(f"left out: {counts}. All tests: make test-all")

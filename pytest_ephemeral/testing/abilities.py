@@ -44,7 +44,7 @@ class RollbackConformance:
     def test_rollback_restores_the_baseline(
         self, image: Image | None, provider: Any, bench: Bench
     ) -> None:
-        """Later changes are gone, also after a crash; id, URL and ports stay the same."""
+        """A rollback undoes later changes, also after a crash; the endpoints stay the same."""
         template = replace(bench.template("pair"), rollback="each")
         order = make_order(template, image)
 
@@ -91,7 +91,7 @@ class OwnerConformance:
     def test_an_environment_ends_at_its_expiry(
         self, launch: Launcher, provider: Any, bench: Bench
     ) -> None:
-        """It ends by itself at its expiry, and nothing is left."""
+        """An environment ends by itself at its expiry, and no traces are left."""
         environment = launch(lifetime=1.0)
         until(lambda: provider.status(environment).state == "gone")
         until(lambda: not bench.traces(environment))
@@ -99,7 +99,7 @@ class OwnerConformance:
     def test_an_environment_ends_when_its_owner_is_killed(
         self, owner: OwnerStarter, bench: Bench
     ) -> None:
-        """Two seconds after kill -9 of its owner, nothing is left."""
+        """Within two seconds after SIGKILL of its owner, no traces are left."""
         process, environment = owner(kind="pair")
         until(lambda: get(environment))
         process.kill()

@@ -93,7 +93,7 @@ class ProviderConformance(ProviderFixtures):
         assert environment.handle
 
     def test_each_named_port_becomes_an_endpoint(self, launch: Launcher) -> None:
-        """Each named port is an endpoint; the first is the URL's."""
+        """Each named port is an endpoint, and the first one is the environment's URL."""
         environment = launch("pair")
         assert list(environment.endpoints) == ["http", "admin"]
         assert environment.url == environment.url_for("http")
@@ -101,7 +101,7 @@ class ProviderConformance(ProviderFixtures):
         assert until(lambda: get(environment)) == until(lambda: get(admin)) == "hello"
 
     def test_two_environments_do_not_disturb_each_other(self, launch: Launcher) -> None:
-        """Two environments of one template do not disturb each other."""
+        """Two environments of one template have their own variables."""
         one, two = launch(variables={"NAME": "one"}), launch(variables={"NAME": "two"})
         assert until(lambda: get(one, "/variable/NAME")) == "one"
         assert until(lambda: get(two, "/variable/NAME")) == "two"
@@ -123,7 +123,7 @@ class ProviderConformance(ProviderFixtures):
     def test_a_crash_after_startup_is_reported(
         self, launch: Launcher, provider: Any, bench: Bench
     ) -> None:
-        """If a part exits after it was up, the status names the part and the reason."""
+        """If a part exits after it was up, the status names the part and its exit status."""
         environment = launch("pair")
         until(lambda: get(environment))
         with suppress(OSError):
@@ -136,7 +136,7 @@ class ProviderConformance(ProviderFixtures):
         """The log has all output from the start; ``tail`` returns its end."""
         environment = launch()
         until(lambda: get(environment, "/one"))
-        until(lambda: provider.logs(environment, tail=1) == "GET /one\n")  # engines are late
+        until(lambda: provider.logs(environment, tail=1) == "GET /one\n")  # engine logs are late
         assert provider.logs(environment).splitlines()[0].startswith("started")
         assert environment.logs() == provider.logs(environment)
 
@@ -159,7 +159,7 @@ class ProviderConformance(ProviderFixtures):
         assert provider.logs(environment, since=second) == "GET /after\n"
 
     def test_secrets_are_masked_in_the_log(self, launch: Launcher, provider: Any) -> None:
-        """The application gets its secret; the log does not have it."""
+        """The application gets the secret, and the log shows ``***`` instead of it."""
         environment = launch(variables={"GREETING": "s3cr3t-t0ken"}, secrets=["s3cr3t-t0ken"])
         until(lambda: get(environment))
         assert get(environment, "/variable/GREETING") == "s3cr3t-t0ken"
@@ -178,7 +178,7 @@ class ProviderConformance(ProviderFixtures):
         assert provider.run(launch(), ["cat"], timeout=20).stdout == ""
 
     def test_an_unknown_command_fails_as_in_a_shell(self, launch: Launcher, provider: Any) -> None:
-        """An unknown command fails as in a shell, without an exception."""
+        """An unknown command exits with status 126 or 127, and raises no exception."""
         done = provider.run(launch(), ["no-such-command"], timeout=20)
         assert done.returncode in {126, 127}
         assert "no-such-command" in done.stderr
@@ -212,7 +212,7 @@ class ProviderConformance(ProviderFixtures):
     def test_the_expiry_can_be_extended_or_removed(
         self, launch: Launcher, provider: Any, later: timedelta | None
     ) -> None:
-        """With a later expiry, or none, it still runs after the old expiry."""
+        """An environment with a later expiry, or none, still runs after its first expiry."""
         environment = launch(lifetime=1.5)
         passed = datetime.now(UTC) + timedelta(seconds=2)
         provider.extend(environment, None if later is None else datetime.now(UTC) + later)
@@ -220,7 +220,7 @@ class ProviderConformance(ProviderFixtures):
         assert provider.status(environment).state == "running"
 
     def test_destroy_leaves_nothing(self, launch: Launcher, provider: Any, bench: Bench) -> None:
-        """After destroying, the bench finds no traces of it."""
+        """After destroy, the bench finds no traces of the environment."""
         environment = launch("pair")
         until(lambda: get(environment))
         assert bench.traces(environment)
@@ -231,7 +231,7 @@ class ProviderConformance(ProviderFixtures):
     def test_destroy_removes_a_crashed_environment(
         self, launch: Launcher, provider: Any, bench: Bench
     ) -> None:
-        """If one process has exited, the others are still removed."""
+        """If one part has exited, destroy removes the other parts, too."""
         environment = launch("pair")
         until(lambda: get(environment))
         with suppress(OSError):
@@ -288,7 +288,7 @@ class ProviderConformance(ProviderFixtures):
                 ask()
 
     def test_list_owned_returns_the_labels(self, launch: Launcher, provider: Any) -> None:
-        """All environments are listed without a ledger, with owner and expiry."""
+        """Each environment is listed with its labels and current expiry, without a ledger."""
         environment = launch()
         owned = _owned(provider, environment)
         assert owned.labels == environment.labels
@@ -310,7 +310,7 @@ class ProviderConformance(ProviderFixtures):
     def test_another_process_can_use_and_destroy_an_environment(
         self, owner: OwnerStarter, provider: Any, bench: Bench
     ) -> None:
-        """Another process than the owner can use and destroy it, by its data alone."""
+        """A process that is not the owner needs only the environment's data."""
         _, environment = owner()
         assert until(lambda: get(environment)) == "hello"
         assert provider.status(environment).state == "running"
@@ -322,7 +322,7 @@ class ProviderConformance(ProviderFixtures):
     def test_a_kept_environment_outlives_its_owner(
         self, owner: OwnerStarter, provider: Any
     ) -> None:
-        """A kept environment is still up after its owner has exited, and can be destroyed."""
+        """A kept environment is still up after its owner has exited, and is not abandoned."""
         process, environment = owner(keep=True)
         until(lambda: get(environment))
         process.communicate("\n", timeout=20)

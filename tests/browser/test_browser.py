@@ -1,4 +1,4 @@
-"""A real browser finds the environment by itself: Playwright's plugin, and Debian's Chromium."""
+"""A browser suite with an environment, Playwright's plugin and Debian's Chromium."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
-    """The example, with its artifact built, in a folder of its own."""
+    """A copy of the shop with its wheel built, and the browser suite."""
     folder = copy_shop(tmp_path / "shop", "tests")
     build_wheel(folder)
     shutil.copytree(SUITE, folder / "browser")
@@ -30,7 +30,7 @@ def shop(tmp_path: Path) -> Path:
 def test_the_browser_suite_passes_in_chromium(
     shop: Path, tmp_path: Path, workers: tuple[str, ...]
 ) -> None:
-    """Nobody says where the shop is: it is where pytest-base-url's ``base_url`` says it is."""
+    """The suite finds the shop only by ``base_url`` of pytest-base-url."""
     variables = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
     variables |= {
         "CHROMIUM": CHROMIUM or "",

@@ -1,4 +1,4 @@
-"""The picture of a run, as Chromium lays it out."""
+"""The timeline of a run, as Chromium lays it out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RUN = timeline.Timeline(
 @pytest.mark.skipif(CHROMIUM is None, reason="without Chromium: apt-get install chromium")
 @pytest.mark.parametrize("ending", ["svg", "html"])
 def test_the_timeline_has_no_overlaps(tmp_path: Path, ending: str) -> None:
-    """Bars of one row are side by side, labels are left of them, and titles are titles."""
+    """Bars of a row are side by side, labels are left of them, and titles are plain text."""
     from playwright.sync_api import sync_playwright
 
     file = tmp_path / f"run.{ending}"

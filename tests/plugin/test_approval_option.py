@@ -1,4 +1,4 @@
-"""``--ephemeral-approval``: a person decides on what was tested, and the run follows."""
+"""``--ephemeral-approval``: a run waits until a person decides on the tested environment."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def store(project: Any) -> Any:
 
 
 def decide(store: Any, decision: Any) -> threading.Thread:
-    """A person who decides as soon as somebody asks, and has looked at the link."""
+    """Start a thread that checks the requested environment, then decides on it."""
 
     def person() -> None:
         approvals = Approvals(store)
@@ -49,7 +49,7 @@ def decide(store: Any, decision: Any) -> threading.Thread:
 
 
 def test_an_approval_keeps_the_environment(project: Any, run: Any, store: Any) -> None:
-    """Its link is shown while it is waited for; afterwards it is there to be promoted."""
+    """The link is printed for the decision, and the environment stays up for a promotion."""
     project.write(test_it=TESTS)
     person = decide(store, "approved")
 
@@ -68,7 +68,7 @@ def test_an_approval_keeps_the_environment(project: Any, run: Any, store: Any) -
 def test_a_rejection_fails_the_run_and_ends_the_environment(
     project: Any, run: Any, store: Any
 ) -> None:
-    """The tests have passed, and are recorded as passed; the run has not."""
+    """The tests passed and are recorded as passed, but the run exits with status 1."""
     project.write(test_it=TESTS)
     person = decide(store, "rejected")
 
@@ -84,7 +84,7 @@ def test_a_rejection_fails_the_run_and_ends_the_environment(
 
 
 def test_no_response_is_a_rejection(project: Any, run: Any, store: Any) -> None:
-    """And is recorded, so that a late yes is told."""
+    """The request is recorded as timed out, and the environment is destroyed."""
     project.write(test_it=TESTS)
 
     result = run("--ephemeral-approval", "0.2", "-n", "2", "--ephemeral-report", "report.json")
@@ -97,7 +97,7 @@ def test_no_response_is_a_rejection(project: Any, run: Any, store: Any) -> None:
 
 
 def test_failed_tests_request_no_approval(project: Any, run: Any, store: Any) -> None:
-    """There is nothing to decide on."""
+    """After failed tests there is nothing to decide on."""
     project.write(test_it="def test_a(ephemeral_url): assert 0")
 
     assert run("--ephemeral-approval", "30").ret == 1
@@ -106,7 +106,7 @@ def test_failed_tests_request_no_approval(project: Any, run: Any, store: Any) ->
 
 
 def test_an_unnoticed_crash_requests_no_approval(project: Any, run: Any, store: Any) -> None:
-    """The run fails, and no stage of its image has passed."""
+    """The run fails, and the stage is recorded with exit status 1."""
     project.write(
         test_it="""
 def test_a(ephemeral_url):
@@ -124,7 +124,7 @@ def test_a(ephemeral_url):
 
 
 def test_no_environment_left_to_approve_is_a_failure(project: Any, run: Any) -> None:
-    """An environment of one function is gone with it."""
+    """A function environment is destroyed after its test, so none is left to approve."""
     project.write(test_it="def test_a(ephemeral_env_function): pass")
 
     result = run("--ephemeral-approval", "30")
@@ -135,7 +135,7 @@ def test_no_environment_left_to_approve_is_a_failure(project: Any, run: Any) -> 
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "inf", "nan"])
 def test_the_approval_option_takes_seconds(project: Any, run: Any, value: str) -> None:
-    """Anything else is a usage error."""
+    """A value that is not a positive number of seconds is a usage error."""
     project.write(test_it=TESTS)
     result = run(f"--ephemeral-approval={value}")
     assert result.ret == 4
@@ -144,7 +144,7 @@ def test_the_approval_option_takes_seconds(project: Any, run: Any, value: str) -
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_wait_leaves_the_request_open(project: Any, store: Any, end: int) -> None:
-    """The environment stays, and whoever asks again waits on."""
+    """The environment stays up, and ``approval request --wait`` continues the wait."""
     project.write(test_it=TESTS)
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", "--ephemeral-env", "--ephemeral-approval", "60"],

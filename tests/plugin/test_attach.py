@@ -1,4 +1,4 @@
-"""``--ephemeral-attach URL``: what runs already, on one port or several; with a password or not."""
+"""``--ephemeral-attach URL``: tests use a running application with one port or several."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def ports() -> Iterator[list[int]]:
 
 
 def name_ports(project):
-    """Let the default template have two named ports."""
+    """Give the default template two named ports."""
     project.reconfigure(
         "port = 8080\nready = { tcp", "ports = { web = 8080, pg = 5432 }\nready = { tcp"
     )
 
 
 def test_attach_takes_a_url_for_each_named_port(project, run, ports):
-    """Several are named; the first one is the environment's URL."""
+    """The first URL is the environment's URL."""
     name_ports(project)
     web = f"http://127.0.0.1:{ports[0]}/"
     pg = f"postgresql://127.0.0.1:{ports[1]}/"
@@ -42,7 +42,7 @@ def test_it(ephemeral_env):
 
 
 def test_a_port_without_a_url_is_a_warning(project, run, ports):
-    """By its name, with the words to type, before the tests that miss it fail."""
+    """The warning names the port and the full option, before tests of that port fail."""
     name_ports(project)
     project.write(
         test_it="""
@@ -62,7 +62,7 @@ def test_port(ephemeral_env): ephemeral_env.endpoints["pg"]
 
 
 def test_attach_shows_no_password(project, run, ports, tmp_path):
-    """Not in the header, a failed test's section, the report or JUnit XML; tests do get it."""
+    """The output, the report and JUnit XML mask the password, which the tests get."""
     url = f"http://shop:hunter2@127.0.0.1:{ports[0]}/"
     project.write(
         test_it="""
@@ -92,7 +92,7 @@ def test_it(ephemeral_env):
     ],
 )
 def test_a_refused_url_shows_no_password(project, run, url, said):
-    """A usage error, before any test."""
+    """The URL is refused with a usage error, before any test."""
     project.write(test_it="def test_it(ephemeral_env): pass")
     result = run("--ephemeral-attach", url)
     assert result.ret == pytest.ExitCode.USAGE_ERROR

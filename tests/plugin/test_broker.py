@@ -1,4 +1,4 @@
-"""Who needs what, and when: the broker, with a backend that only takes notes."""
+"""The broker's launches, leases and removals, with a backend that only records calls."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def broker(notes):
 
 
 def test_a_repeated_plan_changes_nothing(broker, notes):
-    """Also when some tests are over by then."""
+    """A repeated plan launches nothing, even if some tests have finished."""
     needs = {session("a"): ["t1", "t2"]}
     broker.plan(needs)
     first = broker.lease(session("a"), "gw0")()
@@ -45,7 +45,7 @@ def test_a_repeated_plan_changes_nothing(broker, notes):
 
 
 def test_the_launch_limit_never_delays_a_waiting_test(broker, notes):
-    """What a test waits for is brought up whatever else is coming up."""
+    """An environment that a test waits for is launched even at the limit."""
     notes.gate.clear()
     broker.plan({session(f"s{number}"): ["t"] for number in range(PARALLEL + 3)})
     assert eventually(lambda: len(notes.launched) == PARALLEL, 30)
@@ -60,7 +60,7 @@ def test_the_launch_limit_never_delays_a_waiting_test(broker, notes):
 
 
 def test_as_many_environments_are_launched_ahead_as_workers(broker, notes):
-    """As many ahead as there are workers; the next when one of them is taken."""
+    """The next environment is launched when a test leases one of them."""
     broker.look_ahead(2)
     broker.plan({function(number): [f"t{number}"] for number in range(5)})
     assert eventually(lambda: len(notes.launched) == 2, 30)
@@ -73,7 +73,7 @@ def test_as_many_environments_are_launched_ahead_as_workers(broker, notes):
 
 
 def test_spares_are_launched_ahead_with_any_number_of_workers(broker, notes):
-    """All of them at once; besides those of other templates, which come as they always do."""
+    """All spares launch at once, in addition to the environments of other templates."""
     notes.spare["f"] = PARALLEL + 2
     notes.gate.clear()
     needs = {function(number): [f"t{number}"] for number in range(PARALLEL + 5)}
@@ -87,14 +87,14 @@ def test_spares_are_launched_ahead_with_any_number_of_workers(broker, notes):
 
 
 def test_an_unused_environment_ends_after_its_tests(broker, notes):
-    """They were skipped, or failed before."""
+    """Tests that are skipped or fail early never lease their environment."""
     broker.plan({session("a"): ["t"]})
     broker.finish_test("t")
     assert eventually(lambda: notes.ended == ["a-1"], 30)
 
 
 def test_an_unplanned_environment_stays_to_the_end(broker, notes):
-    """But for a function's own."""
+    """A later test may request it; a function environment ends at its release."""
     broker.lease(session("a"), "main")()
     broker.release(session("a"), "main")
     broker.lease(function(1), "main")()
@@ -105,7 +105,7 @@ def test_an_unplanned_environment_stays_to_the_end(broker, notes):
 
 
 def test_a_failed_template_is_reported_once_and_not_launched_again(broker, notes):
-    """Also not for another scope of the same template."""
+    """Leases of all scopes of the template refer to the first failure."""
     notes.failing["a"] = LaunchError("it exited\nwith these last lines")
     broker.plan({session("a"): ["t1"], Key("a", "module", "m"): ["t2"]})
     with pytest.raises(LaunchError, match="last lines"):
@@ -117,7 +117,7 @@ def test_a_failed_template_is_reported_once_and_not_launched_again(broker, notes
 
 
 def test_an_unexpected_error_reaches_the_waiting_tests(broker, notes):
-    """It is told as what it is."""
+    """The tests get a ``LaunchError`` that reports an internal error."""
     notes.failing["a"] = ZeroDivisionError("division by zero")
     with pytest.raises(LaunchError, match=r"(?s)internal error.*division by zero"):
         broker.lease(session("a"), "main")()
@@ -125,7 +125,7 @@ def test_an_unexpected_error_reaches_the_waiting_tests(broker, notes):
 
 @contextmanager
 def no_more_threads():
-    """As at the limit of a user or a container."""
+    """Make every start of a thread fail, as at the limit of a user or a container."""
 
     def refuse(thread):
         raise RuntimeError("can't start new thread")
@@ -136,7 +136,7 @@ def no_more_threads():
 
 
 def test_a_launch_without_a_thread_fails_at_once(broker, notes):
-    """What can't be brought up is told, and the next one may have a thread again."""
+    """The error names the reason, and a later launch can succeed."""
     with no_more_threads():
         broker.plan({session("a"): ["t"]})
         with pytest.raises(LaunchError, match="no more threads can be started here"):
@@ -145,7 +145,7 @@ def test_a_launch_without_a_thread_fails_at_once(broker, notes):
 
 
 def test_an_environment_that_no_thread_could_remove_is_leaked(broker, notes):
-    """The end of the run does not wait for it: it is removed when pytest has ended."""
+    """The run does not wait for the removal, which happens after pytest has ended."""
     broker.lease(session("a"), "main")()
     with no_more_threads():
         broker.close()
@@ -155,7 +155,7 @@ def test_an_environment_that_no_thread_could_remove_is_leaked(broker, notes):
 
 
 def test_a_template_that_came_up_is_tried_again_after_a_failure(broker, notes):
-    """A template that has come up before is tried again."""
+    """A failure after an earlier launch may be temporary."""
     broker.lease(session("f"), "main")()
     notes.failing["f"] = LaunchError("no capacity")
     with pytest.raises(LaunchError, match="no capacity"):
@@ -165,7 +165,7 @@ def test_a_template_that_came_up_is_tried_again_after_a_failure(broker, notes):
 
 
 def test_a_crash_is_reported_in_full_once(broker, notes):
-    """To whoever asks first: the next test, or the next to lease it."""
+    """The first check or lease gets the log; later ones refer to the first failure."""
     environment = broker.lease(session("a"), "main")()
     assert broker.look(session("a")).problem == ""
     assert broker.look(session("a")).mark == "mark of a-1"
@@ -177,7 +177,7 @@ def test_a_crash_is_reported_in_full_once(broker, notes):
 
 
 def test_a_disconnected_worker_has_no_leases(broker, notes):
-    """However often it had leased it."""
+    """The leases of the worker end, even if it leased an environment several times."""
     broker.plan({session("a"): ["t"]})
     broker.lease(session("a"), "gw0")()
     broker.lease(session("a"), "gw0")()
@@ -189,7 +189,7 @@ def test_a_disconnected_worker_has_no_leases(broker, notes):
 
 
 def test_closing_does_not_wait_for_launches(notes):
-    """And what comes up too late is ended."""
+    """An environment that is ready after closing is destroyed."""
     broker = Broker(notes)
     notes.gate.clear()
     broker.plan({session("a"): ["t"]})
@@ -202,7 +202,7 @@ def test_closing_does_not_wait_for_launches(notes):
 
 
 def test_close_leaves_accepted_removals_to_the_owner(broker, notes):
-    """What takes its time is left to the owner process, and is not called done."""
+    """A slow removal is left to the owner process, and is not recorded as done."""
     environment = broker.lease(session("a"), "main")()
     notes.ending.clear()
     broker.close(leave=True)
@@ -214,7 +214,7 @@ def test_close_leaves_accepted_removals_to_the_owner(broker, notes):
 
 
 def test_a_crash_is_recorded_before_the_removal_is_accepted(broker, notes):
-    """So that a run which ends then does not miss that its environment had crashed."""
+    """A run that ends when the removal is accepted must still report the crash."""
     environment = broker.lease(session("a"), "main")()
     notes.dead[environment.id] = "a-1 has stopped"
     notes.ending.clear()
@@ -225,9 +225,9 @@ def test_a_crash_is_recorded_before_the_removal_is_accepted(broker, notes):
 
 @pytest.mark.parametrize("leave", [True, False])
 def test_close_waits_for_removals_not_yet_accepted(broker, notes, leave):
-    """It may yet be refused, and then somebody has to be told."""
+    """The provider may still refuse the removal, which must be reported."""
     broker.lease(session("a"), "main")()
-    notes.accepting = not leave  # where nothing may be left, accepted is not enough either
+    notes.accepting = not leave  # without leave, an accepted removal is waited for, too
     notes.ending.clear()
     closing = threading.Thread(target=broker.close, kwargs={"leave": leave})
     closing.start()
@@ -240,7 +240,7 @@ def test_close_waits_for_removals_not_yet_accepted(broker, notes, leave):
 
 
 def test_an_interrupt_ends_leased_environments(broker, notes):
-    """Nobody waits for those who hold it."""
+    """The removal does not wait until the leases are released."""
     environment = broker.lease(session("a"), "gw0")()
     broker.end_all()
     assert eventually(lambda: notes.ended == [environment.id], 30)
@@ -249,7 +249,7 @@ def test_an_interrupt_ends_leased_environments(broker, notes):
 
 
 def test_an_unneeded_early_environment_stays_to_the_end(broker, notes):
-    """Nobody knows yet who will ask for it: a fixture by its name, say."""
+    """A test may still request it at runtime, for example by ``getfixturevalue``."""
     broker.start_early({"a": False})
     broker.plan({session("b"): ["t"]})
     assert broker.lease(session("a"), "main")().id == "a-1"
@@ -261,7 +261,7 @@ def test_an_unneeded_early_environment_stays_to_the_end(broker, notes):
 
 
 def test_an_early_environment_ends_with_its_last_test(broker, notes):
-    """Like any other environment, and beside what else there is to do; not while it is lent."""
+    """An early environment ends like a planned one, but not while it is leased."""
     broker.start_early({"a": False})
     broker.lease(session("a"), "conftest.py")()
     broker.plan({session("a"): ["t"]})

@@ -1,4 +1,4 @@
-"""``pytest-ephemeral with``: a command with an environment up, however either of them ends."""
+"""``pytest-ephemeral with``: a command runs while an environment is up."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ env = {{ PYTHONUNBUFFERED = "1", OUT = "{out}" }}
 
 
 def test_the_stop_signal_and_grace_are_used(tmp_path: Path) -> None:
-    """Python's own web server says its last words, which it only does if it is interrupted."""
+    """Python's web server prints its last line only if it is stopped by SIGINT."""
     text = SERVER.format(folder=tmp_path / "image", out=tmp_path, python=sys.executable)
     (tmp_path / "ephemeral.toml").write_text(text)
     (tmp_path / "image").mkdir()
@@ -52,7 +52,7 @@ def test_the_stop_signal_and_grace_are_used(tmp_path: Path) -> None:
 
 
 def test_an_unknown_stop_signal_is_refused(tmp_path: Path) -> None:
-    """It is refused in one line, before anything is brought up."""
+    """The configuration error is reported before any launch."""
     text = SERVER.format(folder=tmp_path, out=tmp_path, python=sys.executable).replace(
         "SIGINT", "SIGSTOPP"
     )
@@ -62,7 +62,7 @@ def test_an_unknown_stop_signal_is_refused(tmp_path: Path) -> None:
 
 
 def start_with(project: PluginProject, *words: str, **options: Any) -> subprocess.Popen[str]:
-    """The command as a process, in a session of its own."""
+    """Start the command as a process in its own session."""
     return subprocess.Popen(
         [PROGRAM, "with", *words],
         cwd=project.folder,
@@ -75,7 +75,7 @@ def start_with(project: PluginProject, *words: str, **options: Any) -> subproces
 
 
 def test_a_command_runs_with_an_environment(project: PluginProject) -> None:
-    """It finds it by variables and in its arguments; its output and its status are handed on."""
+    """Variables and arguments name the environment; output and status are passed through."""
     command = [sys.executable, "-c", ASKS, "{url}", "{url:http}", "{id}", "{x}"]
     process = start_with(project, project.one, "--", *command)
     output, talk = process.communicate(timeout=60)
@@ -93,7 +93,7 @@ def test_a_command_runs_with_an_environment(project: PluginProject) -> None:
 def test_a_crash_fails_the_command(
     project: PluginProject, code: int, health: str, status: int
 ) -> None:
-    """What stopped by itself was not what the command ran against to its end."""
+    """A crash fails a command that succeeded, unless ``health`` is ``report``."""
     project.reconfigure("ready = { tcp", f'health = "{health}"\nready = {{ tcp')
     crash = f"from client import get; get('{{url}}', '/crash'); exit({code})"
     process = start_with(project, project.one, "--", sys.executable, "-c", crash)
@@ -116,7 +116,7 @@ def test_a_crash_fails_the_command(
 def test_a_missing_program_leaves_nothing(
     project: PluginProject, words: list[str], status: int, text: str
 ) -> None:
-    """As a shell says it, or as the command line does."""
+    """Exit statuses are those of a shell (126, 127), or of the command line."""
     process = start_with(project, *words)
     _, talk = process.communicate(timeout=60)
     assert process.returncode == status, talk
@@ -126,7 +126,7 @@ def test_a_missing_program_leaves_nothing(
 
 
 def test_a_failed_launch_does_not_run_the_command(project: PluginProject) -> None:
-    """The command is not run; the reason is told once."""
+    """The reason of the failed launch is printed once."""
     process = start_with(project, project.broken, "--", "touch", "ran")
     _, talk = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -135,7 +135,7 @@ def test_a_failed_launch_does_not_run_the_command(project: PluginProject) -> Non
 
 
 def test_without_a_command_a_shell_is_started(project: PluginProject) -> None:
-    """The user's own."""
+    """The shell is the user's, from the variable ``SHELL``."""
     process = start_with(project, stdin=subprocess.PIPE, env={**os.environ, "SHELL": "/bin/sh"})
     output, talk = process.communicate("echo in $EPHEMERAL_ENV; exit 4\n", timeout=60)
     assert process.returncode == 4, talk
@@ -154,19 +154,19 @@ def test_without_a_command_a_shell_is_started(project: PluginProject) -> None:
 def test_no_end_of_the_command_leaves_anything(
     project: PluginProject, number: int, group: bool, status: int
 ) -> None:
-    """SIGTERM is passed on, Ctrl-C is the command's; when killed, the owner process finishes."""
+    """SIGTERM and Ctrl-C reach the command; after SIGKILL, the owner process cleans up."""
     process = start_with(project, "--", "sh", "-c", "touch running; exec sleep 60")
     assert eventually((project.folder / "running").exists, 30)
     os.killpg(process.pid, number) if group else os.kill(process.pid, number)
     assert process.wait(30) == status
     assert eventually(lambda: not project.traces(), 30), project.traces()
     if number == signal.SIGKILL:
-        os.killpg(process.pid, signal.SIGKILL)  # the command itself lives on
+        os.killpg(process.pid, signal.SIGKILL)  # the command still runs
     process.communicate(timeout=30)
 
 
 def test_a_killed_owner_is_reported(project: PluginProject) -> None:
-    """It is said, and the status is not the command's good one."""
+    """The exit status is not that of the command, which succeeded."""
     kill = """
 import os, signal
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The reference pages of fixtures and hooks say what the code does, all of it and no more."""
+"""The reference pages of fixtures and hooks match the code completely."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOOKS = (REFERENCE / "hooks.md").read_text()
 
 
 def rows(heading: str) -> dict[str, list[str]]:
-    """The tables under a heading: what stands in the first cell, and the other cells."""
+    """The table rows under a heading: the text of the first cell, and the other cells."""
     text = re.split(rf"^## {re.escape(heading)}$", FIXTURES, flags=re.MULTILINE)[1]
     text = re.split(r"^## ", text, maxsplit=1, flags=re.MULTILINE)[0]
     found = re.findall(r"^\| `([^`]+)` \|(.*)\|$", text, re.MULTILINE)
@@ -28,7 +28,7 @@ def rows(heading: str) -> dict[str, list[str]]:
 
 
 def test_every_option_and_its_ini_key_is_documented():
-    """With the value it takes, the name in the configuration file, and the default."""
+    """Each row has the option's value, ini key, choices and default."""
     documented = rows("Options")
     expected = {f"--{one.name} {one.metavar}": one for one in options.OPTIONS}
     assert set(documented) == {"--ephemeral-env", *expected}
@@ -41,7 +41,7 @@ def test_every_option_and_its_ini_key_is_documented():
 
 
 def test_every_fixture_is_documented():
-    """With its scope."""
+    """Each row has the scope of the fixture."""
     documented = rows("Fixtures")
     public = {name for name in plugin.__all__ if not name.startswith("_")}
     assert set(documented) == {*public, "base_url"}
@@ -52,7 +52,7 @@ def test_every_fixture_is_documented():
 
 
 def test_environment_fixture_is_documented():
-    """Its signature, and every scope."""
+    """The page has the exact signature and all scopes."""
     declare = pytest_ephemeral.environment_fixture
     parameters = inspect.signature(declare).parameters.values()
     assert [(one.name, one.default) for one in parameters] == [
@@ -66,32 +66,32 @@ def test_environment_fixture_is_documented():
 
 
 def test_the_marker_is_documented():
-    """As ``pytest --markers`` shows it."""
+    """The page has the signature that ``pytest --markers`` prints."""
     signature = markers.LINE.partition(":")[0]
     assert f"@pytest.mark.{signature}" in FIXTURES
 
 
 def test_the_environment_class_is_documented():
-    """Every attribute and every method."""
+    """The table has all attributes and methods, and no others."""
     documented = rows("`Environment`")
     methods = {f"{name}" for name, one in vars(Environment).items() if inspect.isfunction(one)} - {
         name for name in vars(Environment) if name.startswith("_")
     }
     attributes = {field.name for field in msgspec.structs.fields(Environment)}
     attributes |= {name for name, one in vars(Environment).items() if isinstance(one, property)}
-    attributes -= {"more_images"}  # `images` has them, with the first
+    attributes -= {"more_images"}  # ``images`` includes them
     assert {name.partition("(")[0] for name in documented} == attributes | methods
 
 
 @pytest.mark.parametrize("name", [name for name in vars(hookspecs) if name.startswith("pytest_")])
 def test_every_hook_is_documented(name):
-    """Under a heading of its own, with its exact signature."""
+    """Each hook has a heading and its exact signature."""
     parameters = inspect.signature(getattr(hookspecs, name)).parameters
     assert f"\n## `{name}`\n\n    {name}({', '.join(parameters)})\n" in HOOKS
 
 
 def test_every_documented_hook_exists():
-    """Nor is one left out above."""
+    """No heading names a hook that does not exist."""
     assert set(re.findall(r"^## `(\w+)`$", HOOKS, re.MULTILINE)) == {
         name for name in vars(hookspecs) if name.startswith("pytest_")
     }
@@ -99,5 +99,5 @@ def test_every_documented_hook_exists():
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", FIXTURES + HOOKS, re.DOTALL))
 def test_documented_examples_run(block):
-    """They are what people copy."""
+    """Readers copy the examples, so they must run."""
     exec(compile(block, "example", "exec"), {})

@@ -1,4 +1,4 @@
-"""What is left of a run for those who look at it later: reports, logs, the outcome of a stage."""
+"""The evidence that a run leaves: reports, logs, and the result of a stage."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read(file: Path) -> Any:
 
 
 def test_the_schema_of_the_report_is_valid() -> None:
-    """Of the draft that editors and validators know."""
+    """The schema is valid in draft 7, which editors and validators support."""
     jsonschema.Draft7Validator.check_schema(read(SCHEMA))
 
 
@@ -45,7 +45,7 @@ def test_the_schema_of_the_report_is_valid() -> None:
 def test_the_report_matches_its_schema(
     project: PluginProject, pytester: pytest.Pytester, keep: str
 ) -> None:
-    """Whatever became of the environments: gone, kept, never up."""
+    """The schema covers destroyed and kept environments, and a failed launch."""
     project.write(
         test_it=TESTS + "\n@pytest.mark.ephemeral_env(BROKEN)\ndef test_b(ephemeral_env): 1"
     )
@@ -56,7 +56,7 @@ def test_the_report_matches_its_schema(
     jsonschema.validate(report, read(SCHEMA), jsonschema.Draft7Validator)
     assert {one["kept"] for one in report["environments"]} == {keep == "always"}
     assert {one["template"] for one in report["environments"]} == {project.one, project.two}
-    # In a process of its own: at the end of a test, pytester unloads what ``main`` has imported.
+    # In its own process, as pytester unloads the modules that ``main`` imports.
     project.command("down", "--all")
 
 
@@ -64,7 +64,7 @@ def test_the_report_matches_its_schema(
 def test_junit_xml_names_the_environment_of_each_test(
     project: PluginProject, run: Run, workers: tuple[str, ...]
 ) -> None:
-    """Its id, template, image and URL, on the test case; nothing on one that used none."""
+    """A test case has the id, template, image and URL of the environment that it used."""
     project.write(test_it=TESTS)
     run("--junitxml=j.xml", "--ephemeral-report=r.json", *workers).assert_outcomes(passed=4)
     environments = {one["id"]: one for one in read(project.folder / "r.json")["environments"]}
@@ -95,7 +95,7 @@ def test_html_and_allure_reports_link_to_environments(
     workers: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One for each environment a test used."""
+    """Each test has one link for each environment that it used."""
     monkeypatch.delenv("PYTEST_ADDOPTS")
     project.write(test_it=TESTS)
     arguments = [
@@ -121,7 +121,7 @@ def test_html_and_allure_reports_link_to_environments(
 
 
 def test_the_logs_folder_has_log_timeline_and_provenance(project: PluginProject, run: Run) -> None:
-    """What it printed, what went on when, what was seen before it was ready, where it came from."""
+    """The folder also has the results of the readiness checks."""
     project.write(test_it="def test_it(ephemeral_env): get(ephemeral_env.url, '/it')")
     run("--ephemeral-logs=logs").assert_outcomes(passed=1)
     (folder,) = (project.folder / "logs").iterdir()
@@ -140,7 +140,7 @@ def test_the_logs_folder_has_log_timeline_and_provenance(project: PluginProject,
 
 
 def test_a_failed_launch_saves_its_logs(project: PluginProject, run: Run) -> None:
-    """Nobody could look at it while it was there."""
+    """The logs are the only evidence of an environment that did not come up."""
     project.write(test_it="@pytest.mark.ephemeral_env(BROKEN)\ndef test_it(ephemeral_env): pass")
     run("--ephemeral-logs=logs").assert_outcomes(errors=1)
     (folder,) = (project.folder / "logs").iterdir()
@@ -153,9 +153,9 @@ def test_a_failed_launch_saves_its_logs(project: PluginProject, run: Run) -> Non
 
 
 def test_the_log_of_a_failed_test_is_printed_once(project: PluginProject, run: Run) -> None:
-    """Only what was printed during that test, also when its teardown fails as well.
+    """A failure has only the output of its own test, also if the teardown fails, too.
 
-    A fixture's error shows the fixture, and none of our own code.
+    A fixture's error shows the fixture, and no code of this plugin.
     """
     project.write(
         conftest="""
@@ -192,7 +192,7 @@ def test_a_stage_is_recorded_with_commit_build_and_report(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """And shown with the image: the stages that it has passed."""
+    """``images show`` prints the stages that the image has passed."""
     monkeypatch.setenv("GITLAB_CI", "true")
     monkeypatch.setenv("CI_JOB_URL", "https://gitlab.example/anna/shop/-/jobs/7")
     monkeypatch.setenv("CI_COMMIT_SHA", "c0ffee" + "0" * 34)
@@ -219,7 +219,7 @@ def test_a_stage_is_recorded_with_commit_build_and_report(
 def test_a_stage_outside_ci_is_recorded_with_the_git_commit(
     project: PluginProject, run: Run
 ) -> None:
-    """Marked where files differ from it."""
+    """The commit is marked ``-dirty`` if files differ from it."""
     if shutil.which("git") is None:
         skip_without("git", "apt-get install git")
     project.write(test_it="def test_it(ephemeral_env): pass")

@@ -6,7 +6,7 @@ from pytest_ephemeral import environment_fixture
 
 
 def test_session_fixture_and_url_share_one_environment(project, run):
-    """Many tests, many fixtures, one environment; gone at the end."""
+    """All tests of both fixtures use one environment, which is destroyed at the end."""
     project.write(
         test_it="""
 def test_a(ephemeral_env): assert get(ephemeral_env.url) == "plain"
@@ -28,7 +28,7 @@ def test_c(ephemeral_env): assert ephemeral_env.run(["true"]).returncode == 0
 
 
 def test_each_scope_has_an_environment_for_each_instance(project, run):
-    """Per module, class and function; tests of the same instance share it."""
+    """Tests in one module or class share its environment; each function has its own."""
     modules = """
 def test_m(ephemeral_env_module): seen("module", ephemeral_env_module)
 class TestX:
@@ -55,7 +55,7 @@ def seen(scope, environment):
 
 
 def test_the_nearest_marker_wins(project, run):
-    """Function before class before module."""
+    """A marker of a function comes before that of its class, then that of its module."""
     project.write(
         test_it="""
 pytestmark = pytest.mark.ephemeral_env(TWO)
@@ -72,7 +72,7 @@ def test_unrelated(): pass
 
 
 def test_several_templates_parametrize_the_test(project, run):
-    """Once against each; the rest of the test's parameters stay."""
+    """The test runs once for each template, and keeps its other parameters."""
     project.write(
         test_it="""
 @pytest.mark.ephemeral_env(ONE, TWO)
@@ -87,7 +87,7 @@ def test_it(ephemeral_env, number, request):
 
 
 def test_environment_fixture_declares_and_shares_fixtures(project, run):
-    """``environment_fixture``: named by its variable or by ``name``; sharing what is the same."""
+    """The name is the variable or ``name``; equal declarations share an environment."""
     project.write(
         conftest="""
 from pytest_ephemeral import environment_fixture
@@ -108,7 +108,7 @@ def test_b(default, shop): assert default.template == TWO and default.id != shop
 
 
 def test_an_overridden_fixture_can_use_the_original(project, run):
-    """A conftest.py may wrap ``ephemeral_env``; one that replaces it brings nothing up."""
+    """A conftest.py may wrap ``ephemeral_env``; a replaced fixture launches nothing."""
     project.write(
         conftest="""
 @pytest.fixture(scope="session")
@@ -127,7 +127,7 @@ def test_b(ephemeral_env_module): assert ephemeral_env_module == "mine"
 
 
 def test_a_fixture_requested_by_getfixturevalue(project, run):
-    """``request.getfixturevalue`` gives the default template's environment."""
+    """``request.getfixturevalue`` returns an environment of the default template."""
     project.write(
         test_it="""
 def test_a(request): assert request.getfixturevalue("ephemeral_env").template == ONE
@@ -138,7 +138,7 @@ def test_b(request): assert get(request.getfixturevalue("ephemeral_env_function"
 
 
 def test_the_marker_of_a_class_comes_before_that_of_its_base(project, run):
-    """pytest's own `get_closest_marker` takes the base's."""
+    """pytest's own ``get_closest_marker`` returns the marker of the base class."""
     project.write(
         test_it="""
 @pytest.mark.ephemeral_env(ONE)
@@ -157,7 +157,7 @@ class TestDeep(TestOwn):
 
 
 def test_a_single_parameter_can_choose_its_template(project, run):
-    """The nearest of all; the others of the test keep the function's."""
+    """The marker of a parameter comes first; other parameters use the function's marker."""
     project.write(
         test_it="""
 @pytest.mark.ephemeral_env(ONE)
@@ -184,7 +184,7 @@ def test_late(ephemeral_env): pass
     ids=["several on a parameter", "put on later"],
 )
 def test_a_marker_added_too_late_is_refused(project, run, module):
-    """In words that fit, before anything is brought up."""
+    """A usage error names the reason, before any launch."""
     project.write(
         conftest="""
 def pytest_collection_modifyitems(items):
@@ -201,7 +201,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.mark.parametrize("first", ["", "def test_0(ephemeral_env): pass"])
 def test_an_unreachable_marker_never_gives_the_wrong_template(project, run, first):
-    """Whether or not the environment of the default template is there already."""
+    """The test is an error before its body, whether or not the default environment is up."""
     project.write(
         test_it=first
         + """
@@ -219,7 +219,7 @@ def test_z(request): assert request.getfixturevalue("ephemeral_env").template ==
 
 
 def test_a_late_request_with_a_computed_name_is_refused(project, run):
-    """A name that no code spells out: refused where it asks, though the other one is there."""
+    """The name is not in the code, so the request fails, though an environment is up."""
     project.write(
         test_it="""
 def test_0(ephemeral_env): pass
@@ -245,14 +245,14 @@ def test_z(ephemeral_env): assert ephemeral_env.template == ONE
     ],
 )
 def test_environment_fixture_rejects_invalid_arguments(arguments, error):
-    """Where it is written, and not when a test uses it."""
+    """The error is raised at the declaration, not when a test uses the fixture."""
     names = ("template", "scope", "name")
     with pytest.raises(error, match="environment_fixture: "):
         environment_fixture(**dict(zip(names, arguments, strict=False)))
 
 
 def test_base_url_is_the_url_of_the_environment(project, run):
-    """For tests that use it, and only for those."""
+    """Only tests that use ``base_url`` get an environment."""
     project.use_plugins("base_url")
     project.write(
         test_it="""
@@ -268,14 +268,14 @@ def test_a(base_url): assert get(base_url) == "plain"
 
 
 def test_a_base_url_set_by_the_user_is_kept(project, run):
-    """It was said on purpose."""
+    """The option ``--base-url`` comes before the environment's URL."""
     project.use_plugins("base_url")
     project.write(test_it='def test_a(base_url): assert base_url == "http://set.example"')
     run("--base-url", "http://set.example").assert_outcomes(passed=1)
 
 
 def test_reruns_get_a_fresh_function_environment(project, run):
-    """A function's environment is not used twice; the module's is."""
+    """A rerun uses a new function environment, and the same module environment."""
     project.use_plugins("rerunfailures")
     project.write(
         test_it="""
@@ -291,7 +291,7 @@ def test_a(ephemeral_env_function, ephemeral_env_module):
 
 
 def test_spares_are_launched_before_their_tests(project, run):
-    """As the template says: while the first test runs, four others have their environments."""
+    """While the first test runs, the environments of four other tests are launched."""
     file = project.folder / "ephemeral.toml"
     file.write_text(file.read_text().replace("port = 8080\n", "port = 8080\nspares = 4\n", 1))
     project.write(

@@ -1,6 +1,6 @@
-"""Whatever tests do to their own process: environments come and go as if they did not.
+"""Environments work even if tests replace parts of their own process.
 
-Foreign witnesses: freezegun and pyfakefs, which replace the clock and the file system wholesale.
+freezegun and pyfakefs replace the whole clock and the whole file system.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def test_url(ephemeral_url): assert get(ephemeral_url) == "plain"
 
 
 def test_a_clock_frozen_in_the_first_conftest(project, run):
-    """Before anything of ours but the entry point is imported; environments know the real time."""
+    """The clock is frozen before most of the plugin is imported; environments have real times."""
     project.write(
         conftest="""
 import freezegun
@@ -46,7 +46,7 @@ def test_b(ephemeral_env_function): assert False
 
 
 def test_environments_work_with_a_fake_file_system(project, run):
-    """For the whole time that an environment comes up, is used and ends."""
+    """The file system is replaced during launch, use and destroy of an environment."""
     project.use_plugins("fakefs")
     project.write(
         test_it="""
@@ -96,7 +96,7 @@ def nothing_works():
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_environments_work_with_replaced_standard_modules(project, arguments):
-    """Time, os, socket, subprocess, signal, select, pathlib, datetime, threading, wholesale."""
+    """Functions of time, os, socket, subprocess, signal, threading and others raise errors."""
     project.write(
         test_one=REPLACES_EVERYTHING
         + """
@@ -115,7 +115,7 @@ def test_e(ephemeral_env_module): assert get(ephemeral_env_module.url) == "plain
 
 
 def test_environments_survive_changed_signals_and_variables(project):
-    """A test that catches an interrupt of its own goes on, and so do its environments."""
+    """Tests may catch signals, clear all variables and change the folder."""
     project.write(
         test_it="""
 def test_catches(ephemeral_env):
@@ -163,7 +163,7 @@ def test_fork_asks_for_itself(ephemeral_env, request):
 
 
 def test_environments_work_in_forks_and_child_processes(project):
-    """A child speaks for itself, and its end is not its parent's."""
+    """A child process makes its own requests, and its exit ends nothing of its parent."""
     project.write(test_it=FORKS)
     assert "2 passed" in project.run_tests("-W", "ignore")
 
@@ -185,7 +185,7 @@ def run():
     ids=["twice", "in a thread"],
 )
 def test_environments_work_with_pytest_inside_a_test(project, body):
-    """A run of its own, with an owner process of its own."""
+    """The inner pytest is a run with its own owner process."""
     project.write(
         inner="def test_inner(ephemeral_env): assert get(ephemeral_env.url) == 'plain'",
         test_it=f"{NESTED}\ndef test_outer(ephemeral_env):\n    {body}\n"

@@ -1,4 +1,4 @@
-"""``ephemeral_http``: a session of requests that is bound to the environment's URL."""
+"""``ephemeral_http``: a session of requests with the environment's URL as its base."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def test_cookies_of_another_test(ephemeral_http):
 
 
 def test_the_http_session_accepts_paths(project, run):
-    """Relative to the URL, never with two slashes; fresh for every test."""
+    """Paths are relative to the URL, without double slashes; each test has a new session."""
     project.write(test_it=TESTS)
     run().assert_outcomes(passed=5)
 
 
 def test_a_test_without_the_option_is_skipped(project, pytester):
-    """As with the other fixtures."""
+    """Without ``--ephemeral-env``, the other fixtures skip a test, too."""
     project.write(test_it="def test_it(ephemeral_http): raise AssertionError")
     pytester.runpytest_inprocess("-p", "no:randomly").assert_outcomes(skipped=1)

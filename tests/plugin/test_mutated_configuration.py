@@ -1,4 +1,4 @@
-"""Whatever is wrong with a configuration, a run ends with a message, and leaves nothing."""
+"""A run with a mutated configuration ends with a message, and leaves nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-#: In the place of a line's value: other types, names of nothing, ports and paths that can't be.
+#: Replacements for a value: other types, unknown names, invalid ports and paths.
 VALUES = st.sampled_from(
     [
         '"nowhere"',
@@ -37,13 +37,13 @@ LINES = st.sampled_from(
 
 @st.composite
 def mutations(draw: st.DrawFn) -> tuple[str, int, str, str]:
-    """What is done to which line, counted from the top."""
+    """The kind of the mutation, the number of the line, a key and a value."""
     kind = draw(st.sampled_from(["drop", "replace", "insert", "garble"]))
     return kind, draw(st.integers(0, 60)), draw(LINES), draw(VALUES)
 
 
 def apply_mutation(text: str, mutation: tuple[str, int, str, str]) -> str:
-    """A configuration to which that is done."""
+    """Apply a mutation to the text of a configuration."""
     kind, number, key, value = mutation
     lines = text.replace("20s", "500ms").splitlines()
     at = number % len(lines)
@@ -64,7 +64,7 @@ def apply_mutation(text: str, mutation: tuple[str, int, str, str]) -> str:
 )
 @given(mutation=mutations())
 def test_a_mutated_configuration_is_refused_or_works(project, run, mutation):
-    """Usage error, failed run or green run; never a traceback, never something left running."""
+    """The run is a usage error, fails or passes, without a traceback or traces."""
     original = (project.folder / "ephemeral.toml").read_text()
     project.write(test_it="def test_it(ephemeral_env): pass")
     try:

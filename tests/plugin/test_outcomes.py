@@ -1,4 +1,4 @@
-"""What a run says and leaves: failures, deaths, reports, logs, kept and attached environments."""
+"""The outcome of a run: failures, crashes, kept and attached environments, and hooks."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from support.processes import PROGRAM
 
 
 def test_a_failed_launch_is_reported_once_and_not_repeated(project, run):
-    """In full with the last lines, then in one line for each test, of any scope."""
+    """The first error has the last lines of the log; each later error is one line."""
     project.write(
         test_it="""
 pytestmark = pytest.mark.ephemeral_env(BROKEN)
@@ -44,7 +44,7 @@ def test_a(ephemeral_env):
 
 
 def test_a_crash_between_tests_is_an_error_with_the_reason(project, run):
-    """With its exit status and last lines the first time, then in one line."""
+    """The first error has the exit status and the last lines; later errors are one line."""
     project.write(
         test_it=CRASH_AT_THE_END
         + """
@@ -63,7 +63,7 @@ def test_c(ephemeral_env): pass
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "1"], ["-q"]])
 def test_an_unnoticed_crash_fails_the_run(project, run, arguments):
-    """With the evidence in the closing section."""
+    """The closing section has the exit status and the log."""
     project.write(test_it=CRASH_AT_THE_END)
     result = run(*arguments)
     assert "1 passed" in result.stdout.str()
@@ -72,7 +72,7 @@ def test_an_unnoticed_crash_fails_the_run(project, run, arguments):
 
 
 def test_health_report_only_reports_a_crash(project, run):
-    """``health = "report"``."""
+    """With ``health = "report"``, the run passes."""
     project.reconfigure("port = 8080\nready", 'port = 8080\nhealth = "report"\nready')
     project.write(test_it=CRASH_AT_THE_END)
     result = run()
@@ -82,7 +82,7 @@ def test_health_report_only_reports_a_crash(project, run):
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_a_successful_rerun_keeps_no_environment(project, run, arguments):
-    """Nothing failed in the end."""
+    """The test passes in the end, so ``--ephemeral-keep failed`` keeps nothing."""
     project.use_plugins("rerunfailures")
     project.write(
         test_it="""
@@ -101,7 +101,7 @@ def test_flaky(ephemeral_env):
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "1"]], ids=["alone", "xdist"])
 def test_a_time_out_during_a_launch_is_explained(project, run, arguments):
-    """pytest-timeout's, with what to set; nobody waits for that environment any more."""
+    """The error names the option of pytest-timeout; the run does not wait for the launch."""
     project.use_plugins("timeout", "xdist")
     project.reconfigure('command = "exec', 'command = "sleep 20; exec')
     project.write(test_it="def test_it(ephemeral_env): pass")
@@ -115,7 +115,7 @@ def test_a_time_out_during_a_launch_is_explained(project, run, arguments):
 
 
 def test_the_environment_of_a_failed_test_is_kept_and_attachable(project, run, pytester):
-    """The reproducer in the report works as it stands, and so does the command that destroys."""
+    """The printed commands that run the test again and destroy the environment work."""
     project.write(
         test_good="def test_good(ephemeral_env_module): pass",
         test_it="""
@@ -124,7 +124,7 @@ def test_bad(ephemeral_env_module):
     raise AssertionError
 """,
     )
-    # A process of its own, whose end the kept environment has to outlive.
+    # In its own process, as a kept environment must outlive pytest.
     result = pytester.runpytest_subprocess(
         "--ephemeral-env", "--ephemeral-keep", "failed", "--ephemeral-report", "report.json"
     )
@@ -155,7 +155,7 @@ def test_bad(ephemeral_env_module):
 
 
 def test_attaching_to_a_url_needs_no_configuration(project, run):
-    """A static server, which is left alone."""
+    """All fixtures have the URL of a running server, without an ephemeral.toml."""
     project.use_plugins("base_url")
     import socket
 
@@ -176,7 +176,7 @@ def test_b(ephemeral_env, base_url): assert base_url == ephemeral_env.url
 
 
 def test_hooks_are_called_and_may_fail(project, run):
-    """A listener that fails is a warning; a template may be changed."""
+    """An error in a hook is a warning; a hook may change a template."""
     project.write(
         conftest="""
 import msgspec
@@ -220,20 +220,20 @@ def pytest_ephemeral_environment_stopped(outcome): print(outcome, file=open("hea
     ids=" ".join,
 )
 def test_pytest_with_other_options(project, run, arguments):
-    """Plugins that are not there and output that nobody wants are no trouble."""
+    """The plugin works without other plugins, and with less output."""
     project.write(test_it="def test_a(ephemeral_env): assert get(ephemeral_env.url)")
     assert run(*arguments).ret == 0
 
 
 def test_a_quiet_run_prints_nothing_of_ours(project, run):
-    """No progress, no closing section."""
+    """With ``-q``, there is neither progress nor a closing section."""
     project.write(test_it="def test_a(ephemeral_env): pass")
     result = run("-q")
     result.stdout.no_fnmatch_line("*ephemeral*")
 
 
 def test_stopping_at_the_first_failure_leaves_nothing(project, run):
-    """What was made ready for the tests that will not run is destroyed too."""
+    """Environments that were launched for the remaining tests are destroyed, too."""
     project.write(
         test_a="def test_a(ephemeral_env_module): raise AssertionError",
         test_b="def test_b(ephemeral_env_module): pass",
@@ -244,7 +244,7 @@ def test_stopping_at_the_first_failure_leaves_nothing(project, run):
 
 
 def test_environments_launch_early_and_end_after_their_tests(project, run):
-    """The next module's is up before it starts; a module's is gone soon after its last test."""
+    """The next module's environment is up early; each is destroyed after its last test."""
     module = """
 from pathlib import Path
 from support.waiting import until

@@ -20,7 +20,7 @@ from pytest_ephemeral.errors import ConfigurationError, OwnerLostError
 
 @pytest.fixture
 def owner(project) -> Iterator[OwnerProcess]:
-    """An owner process, with a run that is opened."""
+    """An owner process with an open run."""
     process = OwnerProcess()
     taken = ClientProcess(dict(os.environ), tuple(sys.path))
     process.client.open(Settings(start=project.folder), taken)()
@@ -30,7 +30,7 @@ def owner(project) -> Iterator[OwnerProcess]:
 
 
 def test_a_run_may_end_before_its_opening_is_awaited(project):
-    """pytest refuses an option while xdist's workers collect: they are dismissed, then it ends."""
+    """pytest may refuse an option while the run is still being opened."""
     process = OwnerProcess()
     taken = ClientProcess(dict(os.environ), tuple(sys.path))
     opening = process.client.open(Settings(start=project.folder), taken)
@@ -46,7 +46,7 @@ def test_a_run_may_end_before_its_opening_is_awaited(project):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="its socket has a name there")
 def test_a_silent_connection_delays_no_client(project, owner, monkeypatch):
-    """Nor does one that says the wrong thing; it is not let in."""
+    """A connection that sends a wrong key, or no key in time, is closed."""
     strangers = []
     for _ in range(5):
         stranger = socket.socket(socket.AF_UNIX)
@@ -68,7 +68,7 @@ def test_a_silent_connection_delays_no_client(project, owner, monkeypatch):
     sys.platform != "linux" or os.getuid() != 0, reason="needs another uid, as root"
 )
 def test_a_connection_of_another_user_is_refused(project, owner):
-    """Even with the key: the kernel says who is at the other end."""
+    """The key alone is not enough: the kernel reports the user at the other end."""
     stranger = """
 import os, socket, sys
 os.setuid(65534)
@@ -87,7 +87,7 @@ sys.exit(len(data))
 
 
 def test_a_system_without_forks_is_a_usage_error(project, run, monkeypatch):
-    """Windows: a usage error that says what to do, and no traceback."""
+    """On Windows, the message names the Linux subsystem."""
     project.write(test_it="def test_it(ephemeral_env): pass")
     monkeypatch.delattr(os, "fork")
     result = run()
@@ -96,19 +96,19 @@ def test_a_system_without_forks_is_a_usage_error(project, run, monkeypatch):
 
 
 def test_methods_not_meant_for_clients_are_refused(owner):
-    """A client asks for what is meant for clients, and for nothing else."""
+    """Clients may call only the methods that are meant for them."""
     with pytest.raises(Exception, match="no such request: end_all"):
         owner.client.ask("end_all")
 
 
 def test_an_error_keeps_its_class_between_processes(project):
-    """A wrong configuration is the same error as without a process between."""
+    """The client gets a ``ConfigurationError`` as if there were no other process."""
     process = OwnerProcess()
     try:
         opening = process.client.open(
             Settings(start=project.folder, template="nowhere"), ClientProcess(dict(os.environ), ())
         )
-        for _ in range(2):  # asked twice, it says it twice
+        for _ in range(2):  # each call raises it
             with pytest.raises(ConfigurationError, match="no template 'nowhere'"):
                 opening()
     finally:
@@ -129,7 +129,7 @@ def pytest_ephemeral_environment_stopped(outcome, config):
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_hooks_in_a_nested_conftest_are_called_once(project, run, arguments):
-    """Each is called once for each event, with workers as without, however long the end takes."""
+    """Each hook is called once per event, with and without workers, also if the end is slow."""
     slow = "grace = '0.6s'\ncommand = \"trap '' TERM; exec"
     project.reconfigure('command = "exec', slow)
     notes = str(project.folder / "notes")
@@ -162,7 +162,7 @@ def pytest_ephemeral_modify_template(template):
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_planning_errors_are_reported_in_one_message(project, run, arguments):
-    """A stack's file that is missing, say: exit status 4, and no traceback."""
+    """A missing file of a stack, for example, is a usage error without a traceback."""
     project.configure(
         '[templates.stack]\nprovider = "cloudformation"\nfile = "nowhere.yaml"\n'
         'url = "{output:Url}"\n'
@@ -191,7 +191,7 @@ def pytest_sessionstart(session):
 def test_an_early_environment_is_available_before_collection(
     project, run, pytester, arguments, ini
 ):
-    """In `pytest_sessionstart`, and it is the one that the tests get."""
+    """``pytest_sessionstart`` gets the same environment as the tests."""
     if ini:
         pytester.makeini(f"[pytest]\nephemeral_early = {project.one}")
     project.write(
@@ -210,7 +210,7 @@ def test_it(ephemeral_env): assert ephemeral_env.id in Path("early").read_text()
 
 
 def test_an_unused_early_environment_is_destroyed(project, run, pytester):
-    """It comes up all the same, and goes at the end; an unknown one is a usage error."""
+    """The environment is launched without a test; an unknown template is a usage error."""
     pytester.makeini(f"[pytest]\nephemeral_early = {project.one}")
     project.write(test_it="import time\ndef test_it(): time.sleep(1)")
     result = run()
@@ -223,14 +223,14 @@ def test_an_unused_early_environment_is_destroyed(project, run, pytester):
 
 
 def test_early_environment_returns_none_without_the_option(project, pytester):
-    """`early_environment` gives None then."""
+    """Without ``--ephemeral-env``, no environment is launched early."""
     project.write(conftest=EARLY, test_it="def test_it(): pass")
     pytester.runpytest_inprocess("-p", "no:randomly").assert_outcomes(passed=1)
     assert not (project.folder / "early").exists()
 
 
 def test_many_function_environments_are_summarized(project, run):
-    """One for each of 40 tests is a line or two in the log, and one at the end."""
+    """40 environments take at most four lines of output."""
     project.write(
         test_it="""
 @pytest.mark.parametrize("n", range(40))
@@ -245,7 +245,7 @@ def test_it(ephemeral_env_function, n): pass
 
 
 def test_many_module_environments_are_summarized(project, run):
-    """Their URLs too, after the first dozen."""
+    """After the first twelve, no more URLs are printed."""
     project.write(
         **{f"test_{n}": "def test_it(ephemeral_env_module): pass" for n in range(16)}  # type: ignore[arg-type]
     )

@@ -1,4 +1,4 @@
-"""What people see while an environment comes up."""
+"""The progress that is printed while an environment is launched."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def slow(project):
-    """A project whose application takes its time, and says when nobody needs to wait for more."""
+    """A project whose application needs a second to start."""
     project.reconfigure('command = "exec', 'command = "sleep 1; exec')
     project.write(test_it="def test_a(ephemeral_env): pass\ndef test_b(ephemeral_env): pass")
     return project
@@ -19,7 +19,7 @@ def slow(project):
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "1"]], ids=["alone", "xdist"])
 def test_a_long_phase_is_one_line_in_a_log(slow, run, arguments):
-    """Once, and the URL while it is up; not what ``print`` prints."""
+    """The phase is printed once, then the URL, without carriage returns."""
     result = run(*arguments)
     result.assert_outcomes(passed=2)
     output = result.stdout.str()
@@ -30,7 +30,7 @@ def test_a_long_phase_is_one_line_in_a_log(slow, run, arguments):
 
 
 def test_output_of_the_install_script_is_shown_live(project, run):
-    """Each line as it comes, and what is being done."""
+    """Each line of the output is printed as it appears, after the line of the bake."""
     project.reconfigure(
         'reference = "image"',
         f'install = ["cp {project.folder}/image/app.py $PREFIX", "echo halfway", "echo done"]',
@@ -45,7 +45,7 @@ def test_output_of_the_install_script_is_shown_live(project, run):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no pseudo-terminals")
 def test_one_line_is_updated_on_a_terminal(slow):
-    """It is rewritten as time passes, and gone when the environment is up."""
+    """The line is rewritten as time passes, and removed when the environment is up."""
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "pytest", "--ephemeral-env", "-p", "no:cacheprovider"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
@@ -57,7 +57,7 @@ def test_one_line_is_updated_on_a_terminal(slow):
     while True:
         try:
             output += os.read(ours, 65536)
-        except OSError:  # how Linux says that the other end is closed
+        except OSError:  # on Linux, the other end is closed
             break
     os.close(ours)
     assert process.wait(30) == 0, output

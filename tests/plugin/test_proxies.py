@@ -1,4 +1,4 @@
-"""Behind a proxy: the clients in tests reach an environment without it, as the probes do."""
+"""With a proxy, clients in tests reach environments directly, as probes do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-#: A proxy that notes what it is asked for, and refuses it.
+#: A proxy that records all requests, and refuses them.
 PROXY = """
 import socket, sys
 server = socket.create_server(("127.0.0.1", 0))
@@ -45,7 +45,7 @@ def test_others_still_use_it(ephemeral_url):
 
 @pytest.fixture
 def proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """A proxy that every client is told to use; gives the file of what it was asked for."""
+    """Run a proxy that all clients must use, and return the file of its requests."""
     asked = tmp_path / "asked"
     process = subprocess.Popen(
         [sys.executable, "-c", PROXY, asked], stdout=subprocess.PIPE, text=True
@@ -65,7 +65,7 @@ def proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_clients_bypass_the_proxy(project, proxy, arguments):
-    """In pytest's own process, in workers, and in what tests start; all else goes on using it."""
+    """pytest, workers and child processes bypass it; other hosts still use the proxy."""
     project.write(test_it=TESTS)
     output = project.run_tests(*arguments)
     assert "7 passed" in output
@@ -73,7 +73,7 @@ def test_clients_bypass_the_proxy(project, proxy, arguments):
 
 
 def test_proxy_variables_are_restored(project, proxy, run):
-    """A run leaves nothing behind in a process that goes on."""
+    """A process that continues after the run has its old variables."""
     project.write(
         test_it="import requests\ndef test_it(ephemeral_url): requests.get(ephemeral_url)"
     )
@@ -85,7 +85,7 @@ def test_proxy_variables_are_restored(project, proxy, run):
 
 
 def test_clients_reach_an_early_environment_without_the_proxy(project, proxy):
-    """Before collection, in pytest_sessionstart."""
+    """The environment is reached in ``pytest_sessionstart``, before collection."""
     project.write(
         conftest="""
 import requests
@@ -101,7 +101,7 @@ def pytest_sessionstart(session):
 
 
 def test_a_command_reaches_its_environment(project, proxy):
-    """``pytest-ephemeral with``: the variables are the command's."""
+    """``pytest-ephemeral with`` sets the variables for the command."""
     ask = "import os, requests; print(requests.get(os.environ['EPHEMERAL_URL']).text)"
     done = project.command("with", project.one, "--", sys.executable, "-c", ask)
     assert done.stdout == "plain\n", done.stderr

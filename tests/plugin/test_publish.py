@@ -1,4 +1,4 @@
-"""A run tells people and later steps where its environments are, and what became of them."""
+"""A run publishes the URLs and outcomes of its environments to people and later steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import requests  # here, because what a pytest inside pytest imports is forgotten again with it
+import requests  # here, as modules that an inner pytest imports are unloaded
 
 from pytest_ephemeral.cli import main
 from support.plugin_project import PluginProject
@@ -24,7 +24,7 @@ def test_it(ephemeral_url):
 
 @pytest.fixture
 def on_github(project: PluginProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A step of GitHub Actions; the folder of its files."""
+    """Simulate a step of GitHub Actions, and return the folder of its files."""
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     for name in ("GITHUB_OUTPUT", "GITHUB_ENV", "GITHUB_STEP_SUMMARY"):
         (tmp_path / name).touch()
@@ -37,7 +37,7 @@ def on_github(project: PluginProject, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_github_gets_the_url_and_its_end(
     project: PluginProject, run: Run, on_github: Path, workers: tuple[str, ...], verbosity: str
 ) -> None:
-    """A notice at a line's beginning, whatever pytest captures; then only an expired URL."""
+    """A notice starts at the beginning of its line; at the end, the URL is marked expired."""
     project.write(test_it=TESTS)
     result = run(verbosity, *workers)
     result.assert_outcomes(passed=1)
@@ -54,14 +54,14 @@ def test_github_gets_the_url_and_its_end(
 def test_a_kept_environment_is_published_to_later_steps(
     project: PluginProject, run: Run, on_github: Path
 ) -> None:
-    """So that the next step can use it; and take it down."""
+    """The next step can use the environment and destroy it."""
     project.write(test_it=TESTS)
     run("--ephemeral-keep", "always").assert_outcomes(passed=1)
     output = (on_github / "GITHUB_ENV").read_text()
     found = re.search(r"EPHEMERAL_ENVIRONMENT<<\S+\n(\S+)\n", output)
     assert found is not None
     assert re.search(r"EPHEMERAL_URL<<\S+\nhttp", output)
-    # The command line publishes as a test run does: it hands over that the URL has expired.
+    # The command line publishes as a test run does: it marks the URL expired.
     assert main(["down", found[1], "--config", str(project.folder / "ephemeral.toml")]) == 0
     output = (on_github / "GITHUB_ENV").read_text()
     assert re.search(r"EPHEMERAL_URL_EXPIRED<<\S+\nhttp", output)
@@ -70,7 +70,7 @@ def test_a_kept_environment_is_published_to_later_steps(
 def test_deployment_and_webhook_follow_the_environment(
     project: PluginProject, run: Run, on_github: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All is delivered before pytest ends."""
+    """All events are delivered before pytest ends."""
     project.write(test_it=TESTS)
     hook = Service(lambda *_: (200, {}, "ok"))
     with (hub := GitHub()).running(), hook.running():
@@ -87,7 +87,7 @@ def test_deployment_and_webhook_follow_the_environment(
 def test_a_failed_publisher_is_a_warning(
     project: PluginProject, run: Run, on_github: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where every warning of Python's is an error."""
+    """The run passes even if all warnings of Python are errors."""
     monkeypatch.setenv("GITHUB_OUTPUT", str(on_github))
     project.reconfigure("[images.app]", '[[webhook]]\nurl = "gopher://x/"\n\n[images.app]')
     project.write(test_it=TESTS)
@@ -105,7 +105,7 @@ def test_a_failed_publisher_is_a_warning(
 def test_a_hook_of_a_conftest_is_called_too(
     project: PluginProject, run: Run, pytester: pytest.Pytester, tmp_path: Path
 ) -> None:
-    """Whatever the built-in publishers do, and with pytest's configuration."""
+    """The hook gets pytest's configuration, and the built-in publishers run as well."""
     project.write(test_it=TESTS)
     pytester.makeconftest(
         f"""
@@ -129,7 +129,7 @@ def test_a_hook_of_a_conftest_is_called_too(
 def test_an_unknown_ci_gets_the_neutral_file(
     project: PluginProject, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside the configuration."""
+    """The file is in the folder .ephemeral, beside the configuration."""
     monkeypatch.setenv("CI", "true")
     project.write(test_it=TESTS)
     run().assert_outcomes(passed=1)
@@ -140,7 +140,7 @@ def test_an_unknown_ci_gets_the_neutral_file(
 def test_up_prints_only_the_url_to_stdout(
     project: PluginProject, on_github: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """What is for the CI goes to where talk goes: scripts read the other."""
+    """Commands for the CI go to stderr, as scripts read stdout."""
     configuration = ["--config", str(project.folder / "ephemeral.toml")]
     assert main(["up", *configuration]) == 0
     printed = capfd.readouterr()

@@ -1,10 +1,10 @@
-"""The report of a run, and its logs."""
+"""The report of a run, and the logs of its environments."""
 
 import json
 
 
 def test_the_report_and_the_logs_are_written(project, run):
-    """As the contract says; the folder holds a file for each process."""
+    """The report has the documented fields, and the folder has a log for each process."""
     project.write(
         test_it="""
 def test_a(ephemeral_env): get(ephemeral_env.url, "/a")
@@ -34,7 +34,7 @@ def test_d(ephemeral_env): pytest.skip("late")
 
 
 def test_the_report_counts_each_test_once(project, run):
-    """Five subtests are one test, and a first try that a rerun makes good is no failure."""
+    """Subtests count as one test, and a failure that a rerun repairs is not counted."""
     project.use_plugins("rerunfailures")
     project.write(
         test_it="""

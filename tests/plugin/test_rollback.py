@@ -1,4 +1,4 @@
-"""``rollback``: tests find their environment as it was when it was ready and seeded."""
+"""``rollback``: tests find their environment in its state after readiness and seed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support import entry_points
 from support.plugin_project import PluginProject, end, make_project
 from support.waiting import eventually
 
-#: Keeps what it is asked for in $STATE, and says all that it has: /tea adds tea.
+#: Stores the paths of requests in $STATE, and answers with all of them: /tea adds tea.
 APPLICATION = """\
 import os, socket, sys, time
 kept = os.path.join(os.environ["STATE"], "kept")
@@ -52,7 +52,7 @@ def test_add(ephemeral_env, name, tmp_path_factory):
 """
 
 
-#: One of a third party, that only runs environments.
+#: A third party's provider without rollback.
 PROVIDER = """\
 from pytest_ephemeral.providers.local import LocalProvider
 
@@ -73,7 +73,7 @@ class Plain:
 def project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PluginProject]:
-    """A project whose application keeps what it is told, and is seeded; clean afterwards."""
+    """A project with a seeded application that stores requests; it must leave no traces."""
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")
     made = make_project(tmp_path, monkeypatch, tmp_path_factory)
     (made.folder / "image" / "app.py").write_text(APPLICATION)
@@ -84,13 +84,13 @@ def project(
 
 
 def set_in_template(project: PluginProject, line: str) -> None:
-    """Write one more line into the default template."""
+    """Add a line to the default template."""
     project.reconfigure("seed = 'printf", f"{line}\nseed = 'printf")
 
 
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_rollback_before_each_test(project: PluginProject, workers: list[str]) -> None:
-    """The same id and URL; what it costs is told; no worker disturbs another."""
+    """Id and URL stay the same, the time is reported, and workers do not interfere."""
     set_in_template(project, 'rollback = "each"')
     project.write(test_it=EACH)
 
@@ -112,7 +112,7 @@ def test_rollback_before_each_test(project: PluginProject, workers: list[str]) -
 
 
 def test_rollback_after_a_failed_test(project: PluginProject) -> None:
-    """And not after one that passed; one that was expected to fail has failed."""
+    """A passed test causes no rollback; an expected failure counts as a failure."""
     project.write(
         test_it="""
 pytestmark = pytest.mark.ephemeral_env(ONE, rollback="failed")
@@ -128,7 +128,7 @@ def test_last(ephemeral_env): assert get(ephemeral_env.url) == "seed"
 
 
 def test_rollback_before_a_late_request(project: PluginProject) -> None:
-    """By ``request.getfixturevalue``, of which nobody knows before."""
+    """A request by ``request.getfixturevalue`` is not known before the test runs."""
     project.write(
         test_it="""
 @pytest.mark.ephemeral_env(rollback="each")
@@ -142,7 +142,7 @@ def test_add(request, name):
 
 
 def test_rollback_after_a_test_with_the_marker(project: PluginProject) -> None:
-    """Other tests on the same environment see no trace of them; a new environment is left alone."""
+    """Unmarked tests see no changes of these tests; a new environment is not rolled back."""
     project.write(
         test_it="""
 def test_before(ephemeral_env): assert get(ephemeral_env.url, "/tea") == "seed tea"
@@ -164,7 +164,7 @@ def test_last(ephemeral_env): assert get(ephemeral_env.url, "/y") == "seed y"
 
 
 def test_a_crash_is_rolled_back_and_fails_the_run(project: PluginProject) -> None:
-    """The next test has it as it was; that a crash was noticed by no test fails the run."""
+    """The next test gets the baseline; the run fails, as no test noticed the crash."""
     set_in_template(project, 'rollback = "each"')
     project.write(
         test_it="""
@@ -178,7 +178,7 @@ def test_next(ephemeral_env): assert get(ephemeral_env.url) == "seed"
 
 
 def test_the_reset_command_runs_instead_of_a_rollback(project: PluginProject) -> None:
-    """``reset`` is run instead; the processes run on."""
+    """The processes keep running."""
     set_in_template(project, "rollback = 'each'\nreset = 'echo reset; printf \"seed \" > kept'")
     project.write(test_it=EACH)
     project.run_tests("--ephemeral-logs=logs")
@@ -187,7 +187,7 @@ def test_the_reset_command_runs_instead_of_a_rollback(project: PluginProject) ->
 
 
 def test_a_failed_reset_is_reported_in_full_once(project: PluginProject) -> None:
-    """In full where it happened, in one line for the tests that follow."""
+    """The first error has the output; each later error is one line."""
     set_in_template(project, "rollback = 'each'\nreset = 'echo no such table >&2; exit 3'")
     project.write(test_it=EACH)
     output = project.run_tests(status=1)
@@ -198,7 +198,7 @@ def test_a_failed_reset_is_reported_in_full_once(project: PluginProject) -> None
 
 
 def test_invalid_rollback_markers_are_refused_before_tests(project: PluginProject) -> None:
-    """All of them at once, with pytest's usage status; nothing is brought up."""
+    """One usage error reports all of them, before any launch."""
     markers = ['rollback="always"', "rollback=[]", 'rollback="each", then="run"']
     tests = [
         f"@pytest.mark.ephemeral_env(ONE, {one})\ndef test_{number}(ephemeral_env): open('ran', 'w')"  # noqa: E501
@@ -215,7 +215,7 @@ def test_invalid_rollback_markers_are_refused_before_tests(project: PluginProjec
 
 
 def test_an_external_database_is_refused_before_tests(project: PluginProject) -> None:
-    """It is named, without its password; also where only this machine's variables name it."""
+    """The error names the host, without its password, even if a variable contains it."""
     set_in_template(project, "rollback = 'each'\nenv = { DB = 'postgresql://u:secret@{env:AT}/x' }")
     project.write(test_it=EACH)
     output = project.run_tests(env={**os.environ, "AT": "db.corp"}, status=4)
@@ -228,7 +228,7 @@ def test_an_external_database_is_refused_before_tests(project: PluginProject) ->
 def test_a_provider_without_rollback_is_refused(
     project: PluginProject, monkeypatch: pytest.MonkeyPatch, line: str, status: int
 ) -> None:
-    """It says so before any test, unless the template has a command of its own."""
+    """The run is refused before any test, unless the template has a ``reset`` command."""
     (project.folder / "plain.py").write_text(PROVIDER)
     entry_points.register(project.folder, "providers", "plain = plain:Plain")
     monkeypatch.setenv("PYTHONPATH", str(project.folder))
@@ -243,7 +243,7 @@ def test_a_provider_without_rollback_is_refused(
 
 
 def test_an_attached_environment_can_not_be_rolled_back(project: PluginProject) -> None:
-    """That is said before any test, too."""
+    """An attached environment has no baseline, so the run is refused before any test."""
     set_in_template(project, 'rollback = "each"')
     project.write(test_it=EACH)
     project.command("up", project.one)
@@ -255,7 +255,7 @@ def test_an_attached_environment_can_not_be_rolled_back(project: PluginProject) 
 
 
 def test_an_expiry_during_a_rollback_is_explained(project: PluginProject) -> None:
-    """It is told once, with what to do about it; no test has half of it, and nothing is left."""
+    """The error suggests a longer ttl; no later test runs, and no traces are left."""
     hold = project.folder / "hold"
     set_in_template(project, f"rollback = 'each'\nttl = '4s'\nenv = {{ HOLD = '{hold}' }}")
     project.write(
@@ -275,7 +275,7 @@ def test_last(ephemeral_env): open("next", "w")
 
 
 def test_an_interrupt_during_a_rollback_leaves_nothing(project: PluginProject) -> None:
-    """Nothing is left of it, and nothing is made anew."""
+    """After SIGINT, no traces are left, and no new environment is launched."""
     set_in_template(project, "rollback = 'each'\nenv = { SLOW = '0.5' }")
     project.write(
         test_it="""

@@ -1,4 +1,4 @@
-"""What one thread decides while another one acts. Each order of things is forced, not hoped for."""
+"""Races between threads; each order of events is forced."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def broker(notes: RecordingBackend) -> Broker:
 
 
 class SlowRollback(RecordingBackend):
-    """Puts an environment back when it is told to; the URL tells which it is then."""
+    """A backend whose rollback waits for the test, and changes the environment's URL."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class SlowRollback(RecordingBackend):
 
 
 def test_a_removal_waits_for_a_rollback() -> None:
-    """Until then, looked at by its old handle, it would seem to have stopped by itself."""
+    """During a rollback, a check by the old handle would report a crash."""
     notes = SlowRollback()
     broker = Broker(notes)
     broker.lease(KEY, "main")()
@@ -76,7 +76,7 @@ def test_a_removal_waits_for_a_rollback() -> None:
 
 
 def test_no_rollback_during_a_removal() -> None:
-    """The test that asks is told, and its provider is not asked."""
+    """The test gets an error, and the provider is not called."""
     notes = SlowRollback()
     broker = Broker(notes)
     broker.lease(KEY, "main")()
@@ -90,7 +90,7 @@ def test_no_rollback_during_a_removal() -> None:
 
 
 def test_a_removal_during_a_check_is_no_crash() -> None:
-    """It is gone, but not by itself."""
+    """The environment is gone because the run removed it."""
     looking, go_on = threading.Event(), threading.Event()
 
     class SlowLook(RecordingBackend):
@@ -114,7 +114,7 @@ def test_a_removal_during_a_check_is_no_crash() -> None:
 def test_a_released_lease_leaves_its_crash_unnoticed(
     broker: Broker, notes: RecordingBackend
 ) -> None:
-    """So the crash is in no test's report, and the run must not be green."""
+    """No test reports the crash, so the run must fail."""
     notes.gate.clear()
     wait = broker.lease(session("a"), "main")
     broker.release(session("a"), "main")  # an interrupt, or a test's time-out
@@ -129,7 +129,7 @@ def test_a_released_lease_leaves_its_crash_unnoticed(
 
 
 def make_run(broker: Broker, notes: RecordingBackend) -> Run:
-    """A run of a broker, with as much of a project as its end asks for."""
+    """A run of a broker, with only those parts of a project that the end of a run needs."""
     project: Any = SimpleNamespace(store=SimpleNamespace(url="file:///store"))
     backend: Any = notes
     return Run("r", Settings(), Relay(), project, None, backend, broker, None)
@@ -138,9 +138,9 @@ def make_run(broker: Broker, notes: RecordingBackend) -> Run:
 def test_an_environment_that_comes_up_last_is_left_to_finish(
     broker: Broker, notes: RecordingBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The owner does not exit while it is being removed: another program makes sure of it."""
+    """The owner process does not exit, but becomes the program that finishes the removal."""
     monkeypatch.setattr(broker_module, "GRACE", 0.01)
-    monkeypatch.setattr(notes, "cancel", lambda: None)  # it is in the middle of a bake
+    monkeypatch.setattr(notes, "cancel", lambda: None)  # it is baking
     started: list[list[str]] = []
     monkeypatch.setattr(program.os, "execv", lambda _, command: started.append(command))
     settle = broker.settle
@@ -161,7 +161,7 @@ def test_an_environment_that_comes_up_last_is_left_to_finish(
 
 
 def test_closing_waits_for_a_run_that_is_being_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its client may die while early environments begin to come up."""
+    """The client of the run may exit while early environments are launched."""
     opening, go_on = threading.Event(), threading.Event()
     made: Any = SimpleNamespace(begin=lambda: None)
 
@@ -184,7 +184,7 @@ def test_closing_waits_for_a_run_that_is_being_opened(monkeypatch: pytest.Monkey
 
 
 class Listener:
-    """A client that hears of what goes on."""
+    """A client that records its messages."""
 
     def __init__(self, **hooks: list[str]) -> None:
         self.hooks: dict[str, Any] = dict(hooks)
@@ -209,10 +209,10 @@ READY = "pytest_ephemeral_environment_ready"
 
 
 def test_hooks_may_be_added_during_a_call() -> None:
-    """A conftest.py is collected while an early environment comes up."""
+    """A conftest.py may be collected while an early environment is launched."""
 
     class Plugin(str):
-        """One whose name, when it is looked at, has more hooks become known."""
+        """The name of a plugin; its lookup adds more hooks."""
 
         def __hash__(self) -> int:
             relay.update({"another conftest.py": [READY]})
@@ -227,7 +227,7 @@ def test_hooks_may_be_added_during_a_call() -> None:
 
 
 def test_a_template_hook_of_two_workers_is_registered_once() -> None:
-    """Both begin to listen at once, and it is registered once."""
+    """Both workers register the hook at the same time."""
     together = threading.Barrier(2)
 
     class Manager(pluggy.PluginManager):
@@ -248,7 +248,7 @@ def test_a_template_hook_of_two_workers_is_registered_once() -> None:
 
 
 def test_a_listener_added_after_dismissal_is_dismissed() -> None:
-    """Those before it were told that they will hear nothing more."""
+    """Listeners that were added before got this message when the relay was dismissed."""
     late = Listener()
     relay = connect_relay(Listener())
     relay.dismiss()
@@ -258,7 +258,7 @@ def test_a_listener_added_after_dismissal_is_dismissed() -> None:
 
 
 def test_a_worker_never_takes_the_place_of_the_controller() -> None:
-    """Hooks of the root's conftest.py are not called where they were not meant to be."""
+    """Hooks of the root conftest.py are called only in the controller."""
     first, worker = Listener(root=[READY]), Listener(below=[READY])
     relay = connect_relay(first, worker)
     gone: Any = first
@@ -268,7 +268,7 @@ def test_a_worker_never_takes_the_place_of_the_controller() -> None:
 
 
 class LostOwner:
-    """An owner process that was killed before it has ended anything."""
+    """An owner process that was killed before it destroyed any environment."""
 
     pid = 1
 
@@ -286,7 +286,7 @@ class LostOwner:
 
 @pytest.mark.parametrize("noticed", ["last", "before it is open"])
 def test_a_lost_owner_is_replaced_once(pytestconfig: pytest.Config, noticed: str) -> None:
-    """Once; and the end of the run waits for that, also when its thread has not noticed yet."""
+    """The end of the run waits for the replacement, even if the loss is noticed late."""
     owner: Any = LostOwner()
     controller: Any = Controller(pytestconfig, Settings(), owner)
     controller._reporter = SimpleNamespace(warn=lambda _: None, wait=None, settle=lambda: None)
@@ -301,7 +301,7 @@ def test_a_lost_owner_is_replaced_once(pytestconfig: pytest.Config, noticed: str
 
 
 def test_the_timeline_is_collected_while_events_arrive() -> None:
-    """A removal that was left to the owner ends meanwhile."""
+    """A removal that was left to the owner process ends during the collection."""
 
     class Growing(list[tuple[str, float]]):
         def __getitem__(self, at: Any) -> Any:

@@ -1,4 +1,4 @@
-"""``--ephemeral-timeline``: a picture of a run, read as what it is, XML."""
+"""``--ephemeral-timeline``: the picture of a run, parsed as XML."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def odd(request): pass
 def begun(): open("begun", "w").close()
 """
 
-#: No environment is up before a test asks for one, however slow the machine is to begin.
+#: A seed that lasts until the tests have begun, so that tests wait even on a slow machine.
 SEED = "until [ -e '{folder}/begun' ]; do sleep 0.02; done; sleep 0.3"
 
 
 def bars(text: str) -> dict[str, list[tuple[float, float, str]]]:
-    """By class: where each bar begins and ends, and its title."""
+    """The beginning, end and title of each bar, by class."""
     found: dict[str, list[tuple[float, float, str]]] = {}
     for rectangle in ET.fromstring(text).iter(f"{SVG}rect"):
         title = rectangle.find(f"{SVG}title")
@@ -39,7 +39,7 @@ def bars(text: str) -> dict[str, list[tuple[float, float, str]]]:
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_a_timeline_shows_tests_and_phases(project, run, tmp_path, arguments):
-    """Every test and every phase of every environment, and what waited for what."""
+    """The picture has all tests, all phases of all environments, and all waits."""
     seed = SEED.format(folder=project.folder)
     project.reconfigure("port = 8080\nready", f'port = 8080\nseed = "{seed}"\nready')
     project.write(test_it=TESTS)
@@ -64,7 +64,7 @@ def test_a_timeline_shows_tests_and_phases(project, run, tmp_path, arguments):
 
 
 def test_a_failed_launch_is_in_the_timeline(project, run, tmp_path):
-    """Up to where it got; the test that waited failed."""
+    """The environment has its phases until the failure, and the test is failed."""
     project.write(test_it="@pytest.mark.ephemeral_env(BROKEN)\ndef test_it(ephemeral_env): pass")
     file = tmp_path / "run.html"
     run("--ephemeral-timeline", str(file)).assert_outcomes(errors=1)
@@ -77,7 +77,7 @@ def test_a_failed_launch_is_in_the_timeline(project, run, tmp_path):
 
 
 def test_an_unknown_format_is_refused(project, run):
-    """Before anything is brought up."""
+    """The file name is checked before any launch."""
     project.write(test_it="def test_it(ephemeral_env): pass")
     result = run("--ephemeral-timeline", "run.png")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -86,7 +86,7 @@ def test_an_unknown_format_is_refused(project, run):
 
 
 def test_a_file_that_can_not_be_written_is_an_error(project, run, tmp_path: Path):
-    """In red, and in the exit status: whoever asked for it has not got it."""
+    """The run fails, as the requested file is missing."""
     project.write(test_it="def test_it(ephemeral_env): pass")
     (tmp_path / "file").write_text("")
     result = run("--ephemeral-timeline", str(tmp_path / "file" / "run.svg"))

@@ -1,4 +1,4 @@
-"""What is wrong before the first test: a clear message, exit status 4, nothing brought up."""
+"""Errors before the first test: a clear message, exit status 4, and no launch."""
 
 import pytest
 
@@ -31,7 +31,7 @@ MARKERS = [
 
 
 def refused(result, text):
-    """Whether pytest refused to run, saying so, without a traceback."""
+    """Check that pytest refused to run with this message, without a traceback."""
     assert result.ret == pytest.ExitCode.USAGE_ERROR, result.stdout.str()
     message = result.stderr.str() + result.stdout.str()
     assert text in message
@@ -42,13 +42,13 @@ def refused(result, text):
 
 @pytest.mark.parametrize(("module", "text"), MARKERS, ids=[text for _, text in MARKERS])
 def test_invalid_markers_are_refused(project, run, module, text):
-    """Unknown names, wrong calls, and tests that pytest can't parametrize."""
+    """Unknown templates, invalid arguments, and tests that pytest can't parametrize."""
     project.write(test_it=module)
     refused(run(), text)
 
 
 def test_invalid_markers_are_refused_once_under_xdist(project, run):
-    """Workers find out; the controller says it once, and no worker crashes."""
+    """Workers find the error; the controller reports it once, and no worker crashes."""
     project.write(test_it=MARKERS[0][0])
     result = run("-n", "2")
     refused(result, "no template 'stagin'")
@@ -56,7 +56,7 @@ def test_invalid_markers_are_refused_once_under_xdist(project, run):
 
 
 def test_an_unknown_template_is_reported_with_a_suggestion(project, run):
-    """A slip of the finger is shown as what was meant."""
+    """The suggestion is the most similar name."""
     project.write(
         test_it=f"@pytest.mark.ephemeral_env({project.one[:-1]!r})\ndef test(ephemeral_env): pass"
     )
@@ -70,7 +70,7 @@ def test_an_unknown_template_is_reported_with_a_suggestion(project, run):
 
 
 def test_a_missing_default_template_stops_only_its_tests(project, run):
-    """Only tests that need the default one are stopped by that."""
+    """A marker, or ``--ephemeral-template``, replaces the default template."""
     project.reconfigure(f'default-template = "{project.one}"', "")
     project.write(test_it="def test_it(ephemeral_env): pass")
     refused(run(), "names no template")
@@ -90,14 +90,14 @@ def test_a_missing_default_template_stops_only_its_tests(project, run):
     ],
 )
 def test_invalid_configurations_are_refused(project, run, configuration, text):
-    """The file, the key and what was expected."""
+    """The message names the invalid part of the file."""
     project.configure(configuration)
     project.write(test_it="def test_it(ephemeral_env): pass")
     refused(run(), text)
 
 
 def test_a_missing_configuration_is_a_usage_error(project, run):
-    """The next command to run is named."""
+    """The message names the command that creates a configuration."""
     (project.folder / "ephemeral.toml").unlink()
     project.write(test_it="def test_it(ephemeral_env): pass")
     refused(run(), "pytest-ephemeral init")
@@ -122,7 +122,7 @@ def test_a_missing_configuration_is_a_usage_error(project, run):
     ],
 )
 def test_invalid_options_are_refused(project, run, arguments, text):
-    """Names that are not there, things that are dead, values that are none."""
+    """Unknown names, unreachable URLs and invalid values are usage errors."""
     project.write(test_it="def test_it(ephemeral_env): pass")
     refused(run(*arguments), text)
 
@@ -138,7 +138,7 @@ def test_invalid_options_are_refused(project, run, arguments, text):
     ],
 )
 def test_runs_without_used_environments_launch_nothing(project, run, arguments):
-    """Nor bake, nor make a ledger."""
+    """No image is baked, and the catalog stays empty."""
     project.write(test_it="def test_it(ephemeral_env, ephemeral_env_module): pass")
     result = run(*arguments)
     assert result.ret in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}
@@ -146,7 +146,7 @@ def test_runs_without_used_environments_launch_nothing(project, run, arguments):
 
 
 def test_skipped_tests_launch_nothing(project, run):
-    """What is marked as skipped is known before the first test."""
+    """Skip marks are known before the first test."""
     project.write(
         test_it="""
 @pytest.mark.skip
@@ -164,6 +164,6 @@ def test_d(ephemeral_env_function): pass
 
 
 def test_workers_on_other_machines_are_refused(project, run):
-    """They could not reach the environments."""
+    """Workers on other machines could not reach the environments."""
     project.write(test_it="def test_it(ephemeral_env): pass")
     refused(run("-d", "--tx", "socket=127.0.0.1:1"), "use workers of this machine")

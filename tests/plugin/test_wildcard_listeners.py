@@ -1,4 +1,4 @@
-"""Applications that listen on every address: several at once, and each answers for itself."""
+"""Applications that listen on every address: concurrent runs do not mix them up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="an address of i
 
 PROGRAM = Path(sys.executable).with_name("pytest-ephemeral")
 
-#: Programs that nobody here wrote, at their default: every address.
+#: Third-party servers that listen on every address by default.
 SERVERS = {
     "python": "echo $STATE > index.html; exec {python} -m http.server $PORT",
     "node": (
@@ -24,7 +24,7 @@ SERVERS = {
     ),
 }
 
-#: Waits for the tests of all other runs, and then looks who answers.
+#: Waits for the tests of all other runs, then checks which environment answers.
 TEST = """
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def test_each_environment_answers_for_itself(ephemeral_env):
 
 
 def configure(project: PluginProject, server: str, more: str = "") -> int:
-    """Its only application is a server that listens everywhere, on the port that is returned."""
+    """Configure a server that listens on every address, and return its port."""
     with socket.create_server(("", 0)) as found:
         port: int = found.getsockname()[1]
     command = SERVERS[server].format(python=sys.executable)
@@ -71,7 +71,7 @@ def configure(project: PluginProject, server: str, more: str = "") -> int:
 def test_concurrent_runs_with_free_port_do_not_interfere(
     project: PluginProject, server: str
 ) -> None:
-    """With `free-port`: as many as there are, whoever starts first."""
+    """With ``free-port``, each of four runs reaches its own environment."""
     configure(project, server, "free-port = true")
     runs = [project.spawn("--ephemeral-env") for _ in range(4)]
     outputs = [run.communicate(timeout=90)[0] for run in runs]
@@ -80,7 +80,7 @@ def test_concurrent_runs_with_free_port_do_not_interfere(
 
 
 def test_without_free_port_a_warning_comes_before_the_tests(project: PluginProject) -> None:
-    """A run alone works, and is told what will not."""
+    """A single run passes, and the warning names the setting for concurrent runs."""
     port = configure(project, "python")
     project.write(test_it="def test_it(ephemeral_env):\n    print('the test')\n")
     output = project.run_tests("-s")
@@ -90,7 +90,7 @@ def test_without_free_port_a_warning_comes_before_the_tests(project: PluginProje
 
 
 def test_without_free_port_the_second_run_is_refused_by_name(project: PluginProject) -> None:
-    """It gets none of the first one's answers: it does not come up, and says what helps."""
+    """The second run never reaches the first application, and the error names the setting."""
     port = configure(project, "python")
     project.write(test_it="def test_it(ephemeral_env):\n    pass\n")
     inner = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--ephemeral-env"]

@@ -1,4 +1,4 @@
-"""Without ``--ephemeral-env``: nothing is brought up, loaded or changed."""
+"""Without ``--ephemeral-env``, nothing is launched, loaded or changed."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def test_both(ephemeral_env): raise AssertionError
 
 
 def test_tests_with_environments_are_skipped_with_a_reason(pytester, project):
-    """The reason names the option; everything else runs."""
+    """The reason names the option; all other tests run."""
     project.write(test_it=TESTS)
     result = pytester.runpytest_inprocess("-rs", "-p", "no:randomly")
     result.assert_outcomes(passed=1, skipped=5)
@@ -26,7 +26,7 @@ def test_tests_with_environments_are_skipped_with_a_reason(pytester, project):
 
 @pytest.mark.parametrize("arguments", [[], ["-q"], ["-n", "2"]])
 def test_one_line_counts_the_tests_skipped_without_the_option(pytester, project, arguments):
-    """Without -rs, and once."""
+    """The line is printed once, and without ``-rs``."""
     project.write(test_it=TESTS + "\ndef test_other(): pytest.skip('for a reason of its own')")
     result = pytester.runpytest_inprocess("-p", "no:randomly", *arguments)
     result.assert_outcomes(passed=1, skipped=6)
@@ -37,7 +37,7 @@ def test_one_line_counts_the_tests_skipped_without_the_option(pytester, project,
 
 @pytest.mark.parametrize("arguments", [[], ["-q"], ["-n", "2"]])
 def test_options_without_effect_are_named(pytester, project, arguments):
-    """Those that were typed; what stands in a configuration file is for other runs, too."""
+    """Options in configuration files are not named, as they are for other runs, too."""
     pytester.makeini("[pytest]\naddopts = --ephemeral-keep never\nephemeral_stage = unit")
     project.write(test_it="def test_plain(): pass")
     typed = ["--ephemeral-template", "no-such", "--ephemeral-report=x.json"]
@@ -49,14 +49,14 @@ def test_options_without_effect_are_named(pytester, project, arguments):
 
 
 def test_no_line_is_printed_without_skipped_tests(pytester, project):
-    """A run of tests that need no environment looks as it would without this plugin."""
+    """A run that needs no environment has the same output as without this plugin."""
     project.write(test_it="def test_plain(): pass")
     result = pytester.runpytest_inprocess("-p", "no:randomly")
     assert not [line for line in result.outlines if line.startswith("ephemeral:")]
 
 
 def test_test_ids_do_not_depend_on_the_option(pytester, project):
-    """One template leaves the id as it is; of several, the names are the ids."""
+    """One template does not change an id; several templates add their names."""
     project.write(test_it=TESTS)
 
     def ids(*arguments):
@@ -81,14 +81,14 @@ def test_test_ids_do_not_depend_on_the_option(pytester, project):
 
 
 def test_a_broken_configuration_is_not_read(pytester, project):
-    """Nor is a missing one."""
+    """The configuration is needed only with the option."""
     project.configure("this is = = not TOML")
     project.write(test_it="def test_plain(): pass")
     pytester.runpytest_inprocess().assert_outcomes(passed=1)
 
 
 def test_a_wrong_marker_is_a_collection_error(pytester, project):
-    """In one clean message, without a traceback."""
+    """The error is one message without a traceback."""
     project.write(test_it="@pytest.mark.ephemeral_env()\ndef test_it(ephemeral_env): pass")
     result = pytester.runpytest_inprocess()
     result.stdout.fnmatch_lines(["*test_it.py::test_it: @pytest.mark.ephemeral_env: name a templ*"])
@@ -96,7 +96,7 @@ def test_a_wrong_marker_is_a_collection_error(pytester, project):
 
 
 def test_no_heavy_module_is_imported():
-    """Every run of every project that has this installed would pay for it."""
+    """Every pytest run with this plugin installed would pay for the import."""
     heavy = ("boto3", "docker", "requests", "rich", "msgspec", "asyncio", "multiprocessing")
     program = (
         "import sys; from unittest import mock; import pytest\n"
@@ -113,14 +113,14 @@ def test_no_heavy_module_is_imported():
 
 @pytest.mark.parametrize("option", ["--help", "--version", "--markers"])
 def test_help_works_with_a_broken_configuration(pytester, project, option):
-    """Also with everything switched on."""
+    """The configuration is not read, even with ``--ephemeral-env``."""
     project.configure("[templates.x]\nnonsense = 1")
     result = pytester.runpytest_inprocess("--ephemeral-env", option)
     assert result.ret == 0
 
 
 def test_no_tests_are_collected_from_the_store(pytester):
-    """Though a project sets its own norecursedirs, and an image has tests in it."""
+    """An image may contain tests, and a project may set its own ``norecursedirs``."""
     pytester.makeini("[pytest]\nnorecursedirs = nothing\n")
     inside = pytester.mkdir(".ephemeral") / "test_inside.py"
     inside.write_text("def test_it(): assert False")

@@ -1,4 +1,4 @@
-"""Under pytest-xdist: the controller owns, workers borrow."""
+"""Under pytest-xdist, the controller owns environments, and workers lease them."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def note(scope, environment):
 
 @pytest.mark.parametrize("dist", ["load", "loadscope", "loadfile", "worksteal"])
 def test_workers_share_environments_with_any_scheduler(project, run, dist):
-    """One for the session, for each module, for each function; never one for each worker."""
+    """There is one environment per session, module or function, not one per worker."""
     project.write(test_one=MODULE, test_two=MODULE)
     result = run("-n", "2", "--dist", dist)
     result.assert_outcomes(passed=14)
@@ -34,7 +34,7 @@ def test_workers_share_environments_with_any_scheduler(project, run, dist):
 
 
 def test_the_controller_prints_the_evidence_of_failures(project, run):
-    """The section with id, URL and log lines crosses over, and the counts are right."""
+    """The worker's section with id and log lines is printed, and the counts are right."""
     project.write(
         test_it="""
 def test_good(ephemeral_env): get(ephemeral_env.url, "/good")
@@ -56,7 +56,7 @@ def test_bad(ephemeral_env):
 
 
 def test_a_killed_worker_releases_its_environments(project, run):
-    """The crashed test is a failure, the others go on, and nothing is left."""
+    """The worker's test fails, the other tests run, and no traces are left."""
     project.write(
         test_it="""
 def test_dies(ephemeral_env, ephemeral_env_function): os._exit(1)
@@ -70,7 +70,7 @@ def test_lives(ephemeral_env, n): assert get(ephemeral_env.url)
 
 
 def test_a_failed_launch_is_reported_in_full_once(project, run):
-    """In full in one report, in a line in the others, whichever worker they ran in."""
+    """The first report has the details, and each other report has one line."""
     project.write(
         test_it="""
 pytestmark = pytest.mark.ephemeral_env(BROKEN)
@@ -85,7 +85,7 @@ def test_it(ephemeral_env, n): pass
 
 
 def test_workers_and_environments_end_at_the_same_time(project, run):
-    """An application that waits for them while it stops is not killed for it."""
+    """An application that waits for the end of workers while it stops is not killed."""
     ended = project.folder / "ended"
     waits = f"trap 'until [ -e {ended} ]; do sleep 0.02; done; : >{ended}.seen' TERM; "
     project.reconfigure('command = "exec', f"grace = '20s'\ncommand = \"{waits}")

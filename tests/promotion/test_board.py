@@ -1,4 +1,4 @@
-"""The board's locks: who gets in, what a form must carry, and that nothing is believed."""
+"""The board's protection: sign-in, form tokens, and text that is not trusted."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ TOKEN = "a token that nobody can guess"
 
 @pytest.fixture
 def stage(served: dict[str, Site], tmp_path: Path) -> BoardStage:
-    """A project with something of everything."""
+    """A project with environments in all states."""
     return fill_board(tmp_path, served)
 
 
 @pytest.fixture
 def application(stage: BoardStage) -> Any:
-    """The board of it."""
+    """The board of the project."""
     return app.create(stage.project, TOKEN)
 
 
 @pytest.fixture
 def browser(application: Any) -> Any:
-    """A browser that has opened the link."""
+    """A client that has opened the board's link."""
     client = application.test_client()
     client.get("/", query_string={"token": TOKEN})
     return client
@@ -44,7 +44,7 @@ def browser(application: Any) -> Any:
 
 @pytest.fixture
 def decide(browser: Any) -> Callable[..., Any]:
-    """Sends the form of the page, with changes."""
+    """Send the form of the page, with changes."""
     page = browser.get("/").text
     token = re.search(r'name="form-token" value="([^"]+)"', page)
     assert token is not None
@@ -57,7 +57,7 @@ def decide(browser: Any) -> Callable[..., Any]:
 
 
 def test_the_link_signs_in_and_hides_the_token(application: Any) -> None:
-    """It is a cookie from then on, that no script can read."""
+    """The link sets a cookie that scripts can't read, and redirects to a URL without the token."""
     client = application.test_client()
     entered = client.get("/", query_string={"token": TOKEN})
 
@@ -74,7 +74,7 @@ def test_the_link_signs_in_and_hides_the_token(application: Any) -> None:
 def test_a_missing_or_wrong_token_is_refused(
     application: Any, query: dict[str, str], path: str
 ) -> None:
-    """Not a word of what is there."""
+    """The response shows nothing of the project."""
     answer = application.test_client().get(path, query_string=query)
 
     assert answer.status_code == 401
@@ -82,12 +82,12 @@ def test_a_missing_or_wrong_token_is_refused(
 
 
 def test_a_wrong_token_is_refused_despite_a_valid_cookie(browser: Any) -> None:
-    """Someone who pastes a token wants to know whether it is right."""
+    """A person who pastes a token must see whether it is valid."""
     assert browser.get("/", query_string={"token": "wrong"}).status_code == 401
 
 
 def test_a_program_can_send_the_token_as_a_header(application: Any, stage: BoardStage) -> None:
-    """And needs no form's token: a browser can't be made to send such a header."""
+    """A form token is not needed: a browser can't be made to send such a header."""
     client = application.test_client()
     headers = {"Authorization": f"Bearer {TOKEN}"}
 
@@ -101,7 +101,7 @@ def test_a_program_can_send_the_token_as_a_header(application: Any, stage: Board
 def test_a_decision_is_recorded(
     decide: Callable[..., Any], stage: BoardStage, browser: Any
 ) -> None:
-    """Who, what and why; the name is remembered for the next time."""
+    """The record has the name and the comment, and the next form has the name."""
     answer = decide(comment="Looks right.")
 
     assert (answer.status_code, answer.location) == (303, "/#decided")
@@ -116,7 +116,7 @@ def test_a_decision_is_recorded(
 def test_a_form_of_another_site_is_refused(
     decide: Callable[..., Any], stage: BoardStage, changes: dict[str, str]
 ) -> None:
-    """The cookie alone decides nothing."""
+    """A cookie alone is not enough for a decision."""
     assert decide(**changes).status_code == 403
     assert Approvals(stage.project.store).get("staging-m4x8wd").state == "pending"
 
@@ -134,13 +134,13 @@ def test_a_form_of_another_site_is_refused(
 def test_invalid_decisions_are_refused(
     decide: Callable[..., Any], stage: BoardStage, changes: dict[str, str]
 ) -> None:
-    """And nothing is decided."""
+    """The request stays pending."""
     assert decide(**changes).status_code == 400
     assert Approvals(stage.project.store).get("staging-m4x8wd").state == "pending"
 
 
 def test_a_second_decision_shows_the_first(decide: Callable[..., Any], stage: BoardStage) -> None:
-    """On the page itself."""
+    """The page says that a decision can't be changed."""
     stage.decide("staging-m4x8wd", "rejected", "Bo")
 
     answer = decide()
@@ -151,13 +151,13 @@ def test_a_second_decision_shows_the_first(decide: Callable[..., Any], stage: Bo
 
 
 def test_a_decision_without_a_request_is_refused(decide: Callable[..., Any]) -> None:
-    """Its id comes from the address, and may be anything."""
+    """The id comes from the URL, and may be any text."""
     for id in ("nothing", "..", "%2e%2e%2fx", "a/b"):
         assert decide(id).status_code in {404, 409}
 
 
 def test_all_text_is_escaped(stage: BoardStage, browser: Any, decide: Callable[..., Any]) -> None:
-    """Names, comments, reasons, links: they come from people and from other machines."""
+    """Names, comments, reasons and links come from people and from other machines."""
     stage.add(
         "staging-evil22",
         V1,
@@ -176,7 +176,7 @@ def test_all_text_is_escaped(stage: BoardStage, browser: Any, decide: Callable[.
 
 
 def test_the_security_headers_exclude_other_sites(browser: Any) -> None:
-    """By the page's own policy."""
+    """The content security policy also forbids inline scripts."""
     headers = browser.get("/").headers
     policy = headers["Content-Security-Policy"]
 
@@ -192,7 +192,7 @@ def test_the_security_headers_exclude_other_sites(browser: Any) -> None:
 def test_an_unreadable_store_is_reported(
     browser: Any, stage: BoardStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may come back."""
+    """The status is 503, as the store may become readable again."""
     folder = stage.project.store.folder
     (folder / "promotions" / "production" / "current.json").write_text("{")
 
@@ -203,7 +203,7 @@ def test_an_unreadable_store_is_reported(
 
 
 def test_an_expired_request_cannot_be_decided(browser: Any, stage: BoardStage) -> None:
-    """Nobody's word is a no, though nobody has recorded it yet."""
+    """No response is a rejection, even before the time-out is recorded."""
     stage.add("staging-late22", V1)
     stage.ask("staging-late22", wait=0.001)
 
@@ -214,7 +214,7 @@ def test_an_expired_request_cannot_be_decided(browser: Any, stage: BoardStage) -
 
 
 def test_the_token_is_created_once_and_is_private(tmp_path: Path) -> None:
-    """So that links stay good when the board is started again."""
+    """Links stay valid when the board is started again."""
     file = tmp_path / "state" / "token"
 
     token = serving.token(file)
@@ -228,7 +228,7 @@ def test_the_token_is_created_once_and_is_private(tmp_path: Path) -> None:
 
 
 def test_a_token_readable_by_others_is_refused(tmp_path: Path) -> None:
-    """With the command that closes it."""
+    """The error names the command that restricts the permissions."""
     file = tmp_path / "token"
     serving.token(file)
     file.chmod(0o644)
@@ -237,7 +237,7 @@ def test_a_token_readable_by_others_is_refused(tmp_path: Path) -> None:
 
 
 def test_concurrently_started_boards_share_one_token(tmp_path: Path) -> None:
-    """And neither ever reads half of it."""
+    """No board reads a partly written token."""
     file = tmp_path / "state" / "token"
     with ThreadPoolExecutor(8) as pool:
         found = set(pool.map(lambda _: serving.token(file), range(8)))
@@ -246,7 +246,7 @@ def test_concurrently_started_boards_share_one_token(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_no_empty_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next start makes a good one."""
+    """The next start creates a valid token."""
     file = tmp_path / "token"
 
     def full(_: int) -> None:
@@ -263,7 +263,7 @@ def test_a_full_disk_leaves_no_empty_token(tmp_path: Path, monkeypatch: pytest.M
 def test_a_destroyed_environment_cannot_be_approved(
     stage: BoardStage, browser: Any, decide: Callable[..., Any]
 ) -> None:
-    """It is shown last and without buttons; a form that was open before is refused."""
+    """The card is last, without buttons; a form that was already open is refused."""
     stage.add("staging-late22", V1)
     stage.ask("staging-late22")
     stage.ledger.remove("staging-m4x8wd")
@@ -281,7 +281,7 @@ def test_a_destroyed_environment_cannot_be_approved(
 
 
 def test_a_production_link_needs_a_web_scheme(stage: BoardStage, browser: Any) -> None:
-    """A forged journal puts no script behind it."""
+    """A forged journal can't put a script into the link."""
     path = "promotions/production/current.json"
     data, version = stage.project.store.read(path)
     head = msgspec.json.decode(data)

@@ -1,4 +1,4 @@
-"""The board in Debian's Chromium, as people use it; ``SCREENSHOTS=DIR`` keeps its looks."""
+"""The board in Debian's Chromium; ``SCREENSHOTS=DIR`` saves its screenshots in a folder."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ WAITING = "staging-m4x8wd"
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """The browser."""
+    """Debian's Chromium."""
     program = shutil.which("chromium")
     if program is None:
         skip_without("Chromium", "apt-get install chromium")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        # In a container it is often root who tests, and Chromium's own sandbox refuses that.
+        # Tests in a container often run as root, which Chromium's own sandbox refuses.
         made = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield made
         made.close()
@@ -38,7 +38,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def stage(served: dict[str, Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BoardStage:
-    """A project with something of everything, as a build machine has left it."""
+    """A project with environments in all states, recorded by a build machine."""
     monkeypatch.setenv("LOGNAME", "ci")
     monkeypatch.setattr("socket.gethostname", lambda: "build-7")
     return fill_board(tmp_path, served)
@@ -46,7 +46,7 @@ def stage(served: dict[str, Site], tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def link(stage: BoardStage) -> Iterator[str]:
-    """The board, served as users serve it; its link."""
+    """Start the board as users do, and return its link."""
     config = stage.project.config.path
     argv = [PROGRAM, "board", "--port", "0", "--config", config]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
@@ -58,7 +58,7 @@ def link(stage: BoardStage) -> Iterator[str]:
 
 @pytest.fixture
 def page(chromium: Any, link: str) -> Iterator[Callable[..., Any]]:
-    """Opens the board in a window; whatever goes wrong in it fails the test."""
+    """Open the board in a window; an error in the page fails the test."""
     contexts, wrong = [], []
 
     def open_it(**settings: Any) -> Any:
@@ -78,12 +78,12 @@ def page(chromium: Any, link: str) -> Iterator[Callable[..., Any]]:
 
 
 def test_the_token_is_removed_from_the_url(page: Callable[..., Any]) -> None:
-    """Where it would be in histories and screenshots."""
+    """A token in the URL would appear in histories and screenshots."""
     assert "token" not in page().url
 
 
 def test_a_person_approves(page: Callable[..., Any], stage: BoardStage) -> None:
-    """A person opens the link, looks, says yes; the board shows it, and who."""
+    """The board shows the decision, with the name and the comment."""
     window = page()
     card = window.locator(f"#decide-{WAITING}")
     assert card.locator("a.link").get_attribute("href") == stage.get(WAITING).url
@@ -100,7 +100,7 @@ def test_a_person_approves(page: Callable[..., Any], stage: BoardStage) -> None:
 
 
 def test_a_decision_requires_a_name(page: Callable[..., Any], stage: BoardStage) -> None:
-    """The browser itself asks for it."""
+    """The browser itself checks the field."""
     window = page()
 
     window.get_by_role("button", name="Reject").click()
@@ -110,7 +110,7 @@ def test_a_decision_requires_a_name(page: Callable[..., Any], stage: BoardStage)
 
 
 def test_the_page_refreshes_and_keeps_a_draft(page: Callable[..., Any], stage: BoardStage) -> None:
-    """What happens elsewhere is seen; what is being written is not taken away."""
+    """Changes by others are shown, and a comment that is being written is kept."""
     window = page()
     comment = window.locator(f"#decide-{WAITING}").get_by_label("Comment")
     comment.fill("Half a sent")
@@ -124,7 +124,7 @@ def test_the_page_refreshes_and_keeps_a_draft(page: Callable[..., Any], stage: B
 
 
 def test_expiries_count_down(page: Callable[..., Any]) -> None:
-    """Expiries count down by the second."""
+    """The page updates the remaining time by the second."""
     time = page().locator(f"#decide-{WAITING} time[data-until]").last
     first = time.inner_text()
     assert first.startswith("in ")
@@ -132,7 +132,7 @@ def test_expiries_count_down(page: Callable[..., Any]) -> None:
 
 
 def test_deciding_works_without_scripts(page: Callable[..., Any], stage: BoardStage) -> None:
-    """It is a form."""
+    """The page uses a plain HTML form."""
     window = page(java_script_enabled=False)
     window.get_by_label("Your name").fill("Bo")
 
@@ -143,7 +143,7 @@ def test_deciding_works_without_scripts(page: Callable[..., Any], stage: BoardSt
 
 
 def test_hostile_text_is_shown_as_text(page: Callable[..., Any], stage: BoardStage) -> None:
-    """It is shown, and does nothing."""
+    """The text is shown, and its script does not run."""
     stage.decide(WAITING, "rejected", HOSTILE, HOSTILE)
 
     window = page()
@@ -153,7 +153,7 @@ def test_hostile_text_is_shown_as_text(page: Callable[..., Any], stage: BoardSta
 
 
 def test_everything_can_be_read_and_reached(page: Callable[..., Any]) -> None:
-    """On a phone as on a desk, by day and by night, and with the keyboard alone."""
+    """Contrast, narrow screens and the keyboard are checked."""
     for scheme in ("light", "dark"):  # a contrast of 4.5 (WCAG 2.2, 1.4.3)
         assert page(color_scheme=scheme).evaluate(FAINT) == []
     window = page()
@@ -172,7 +172,7 @@ def test_everything_can_be_read_and_reached(page: Callable[..., Any]) -> None:
 def test_screenshots_are_taken_for_the_docs(
     page: Callable[..., Any], stage: BoardStage, tmp_path: Path
 ) -> None:
-    """For the documentation: by day, by night, and on a phone."""
+    """The pictures show the light and dark color schemes, and a phone."""
     use_local_provider(stage)
     folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
     for name, settings, width in (
@@ -186,7 +186,7 @@ def test_screenshots_are_taken_for_the_docs(
         assert (folder / f"{name}.png").stat().st_size > 10_000
 
 
-#: The texts whose contrast is too low, with the contrast.
+#: A script that lists the texts whose contrast is too low, with the contrast.
 FAINT = """() => {
   const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
   const colour = (text) => {

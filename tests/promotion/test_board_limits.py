@@ -1,4 +1,4 @@
-"""The board stays reachable, whatever connects to it without a token."""
+"""Clients without a token can't make the board unreachable."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOKEN = "a token that nobody can guess"
 
 @pytest.fixture
 def address(served: dict[str, Site], tmp_path: Path) -> Iterator[tuple[str, int]]:
-    """A board that is served by a thread of this process."""
+    """Serve a board in a thread of this process, and return its host and port."""
     stage = BoardStage(tmp_path, served["v1"].port)
     with serving.server(stage.project, TOKEN, "127.0.0.1", 0) as (url, run):
         threading.Thread(target=run, daemon=True).start()
@@ -33,14 +33,14 @@ def address(served: dict[str, Site], tmp_path: Path) -> Iterator[tuple[str, int]
 
 
 def page(address: tuple[str, int]) -> int:
-    """The status of the page, asked for on a connection of its own."""
+    """The status of the page, requested on a new connection."""
     url = f"http://{address[0]}:{address[1]}/"
     headers = {"Authorization": f"Bearer {TOKEN}", "Connection": "close"}
     return requests.get(url, headers=headers, timeout=10).status_code
 
 
 def test_half_open_requests_do_not_block_others(address: tuple[str, int]) -> None:
-    """Three hundred connections that begin a request and never end it: the oldest give way."""
+    """Of 300 connections that never finish a request, the oldest are closed."""
     with ExitStack() as stack:
         for _ in range(300):
             connection = stack.enter_context(socket.create_connection(address, timeout=10))
@@ -53,7 +53,7 @@ def test_half_open_requests_do_not_block_others(address: tuple[str, int]) -> Non
 def test_a_huge_body_is_refused_before_it_is_read(
     address: tuple[str, int], chunked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """290 MiB without a token: refused after the first part, and never on the disk."""
+    """290 MiB without a token are refused after the first part, and never on the disk."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     head = b"POST /decide/x HTTP/1.1\r\nHost: x\r\n"
     with socket.create_connection(address, timeout=10) as connection:
@@ -74,7 +74,7 @@ def test_a_huge_body_is_refused_before_it_is_read(
                 except TimeoutError:
                     continue
         except OSError:
-            pass  # it has hung up
+            pass  # the board has closed the connection
     assert sent < 20 << 20
     assert answer == b"" or b" 413 " in answer.split(b"\r\n")[0]
     assert page(address) == 200
@@ -83,7 +83,7 @@ def test_a_huge_body_is_refused_before_it_is_read(
 def test_a_slow_request_is_closed(
     address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Activity alone keeps no connection open."""
+    """Activity alone does not keep a connection open."""
     monkeypatch.setattr(limits, "REQUEST", 0.5)
     with socket.create_connection(address, timeout=10) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\n")

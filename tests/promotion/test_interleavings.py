@@ -1,4 +1,4 @@
-"""Two commands at once about one environment or name: each order of events, forced."""
+"""Two concurrent commands on one environment or name; each order of events is forced."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LATER = datetime.now(UTC) + timedelta(hours=2)
 
 
 def test_extend_does_not_expire_a_promoted_environment(stage: Stage) -> None:
-    """``extend`` has read the environment, and then it is promoted: it never ends all the same."""
+    """``extend`` has read the environment before its promotion, and fails."""
     as_it_was = stage.get("v2")
     stage.promoter().promote("v2")
 
@@ -43,7 +43,7 @@ def test_extend_does_not_expire_a_promoted_environment(stage: Stage) -> None:
 
 
 def test_an_environment_being_destroyed_is_not_extended(stage: Stage) -> None:
-    """Nobody is told that it has more time."""
+    """``extend`` fails, instead of reporting a later expiry."""
     as_it_was = stage.get("v2")
     stage.ledger.change("v2", state="destroying")
 
@@ -57,7 +57,7 @@ def test_an_environment_being_destroyed_is_not_extended(stage: Stage) -> None:
 def test_down_spares_an_environment_promoted_meanwhile(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``down`` has seen that it expires; until its turn comes, it is production."""
+    """``down`` reads the environment before its promotion, and does not destroy it."""
 
     @contextmanager
     def meanwhile(project: Any, say: Any) -> Iterator[Lifecycle]:
@@ -77,7 +77,7 @@ def test_down_spares_an_environment_promoted_meanwhile(
 
 
 def test_destruction_during_promotion_is_reported(stage: Stage) -> None:
-    """It ends, so that the next one can begin; but nobody is told that all is well."""
+    """The promotion ends with an error, so that a rollback can follow."""
 
     def destroyed(point: str) -> None:
         if point == "retire: begun":
@@ -92,7 +92,7 @@ def test_destruction_during_promotion_is_reported(stage: Stage) -> None:
 
 
 def test_a_superseded_promotion_restores_the_ttl(make_stage: Callable[..., Stage]) -> None:
-    """It was taken for dead and undone between its last look at the journal and its update."""
+    """The promotion was rolled back as dead between its last check and its update."""
     stage = make_stage()
     zone = Zone(ttl=3)
     suspended = stage.promoter(backend=zone)
@@ -115,7 +115,7 @@ def test_a_superseded_promotion_restores_the_ttl(make_stage: Callable[..., Stage
 def test_an_extended_approval_deadline_is_respected(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, decision: Any
 ) -> None:
-    """Whoever has read that it was over decides by the record as it is when it is written."""
+    """A decision depends on the record when it is written, not when it was read."""
     approvals, now = Approvals(stage.project.store), datetime.now(UTC)
     approvals.request(stage.get("v2"), deadline=now, now=now)
     read = approvals.get

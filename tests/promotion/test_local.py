@@ -1,4 +1,4 @@
-"""What is promoted lives on: a real local environment, past its expiry and its owner's end."""
+"""A promoted local environment runs past its expiry and the end of its owner."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ keep-old = "100ms"
 def project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PluginProject]:
-    """A project with a tiny application and a production name; nothing may be left of it."""
+    """A project with a small application and a production name; it must leave no traces."""
     made = make_project(tmp_path, monkeypatch, tmp_path_factory)
     made.configure((tmp_path / "ephemeral.toml").read_text() + PROMOTION)
     yield made
@@ -34,17 +34,17 @@ def project(
 
 
 def run(project: PluginProject, *arguments: str, status: int = 0) -> str:
-    """What a command prints."""
+    """Run a command, and return its output."""
     return project.command(*arguments, status=status).stdout
 
 
 def record(project: PluginProject, id: str) -> Path:
-    """Where the ledger has it."""
+    """The path of an environment's record in the ledger."""
     return project.folder / ".ephemeral" / "environments" / f"{id}.json"
 
 
 def bring_up(project: PluginProject, ttl: str) -> tuple[str, str]:
-    """Its id and its URL."""
+    """Launch an environment, and return its id and its URL."""
     url = run(project, "up", project.one, "--ttl", ttl).strip()
     known: dict[str, Any] = {
         file.stem: file.read_text()
@@ -54,7 +54,7 @@ def bring_up(project: PluginProject, ttl: str) -> tuple[str, str]:
 
 
 def test_production_runs_until_the_next_promotion_retires_it(project: PluginProject) -> None:
-    """Its guard does not end it, nor does `reap`; the promotion after it does, by itself."""
+    """The guard and ``reap`` do not end production; the next promotion does."""
     first, url = bring_up(project, "10s")  # a loaded machine takes seconds to promote
     over = time.monotonic() + 10
     run(project, "promote", first, "--to", "production")
@@ -75,7 +75,7 @@ def test_production_runs_until_the_next_promotion_retires_it(project: PluginProj
 
 
 def test_an_unpromoted_environment_expires(project: PluginProject) -> None:
-    """The proof of the one above: without a promotion, its guard ends it."""
+    """A control for the test above: without a promotion, the guard ends the environment."""
     id, url = bring_up(project, "1s")
     until(lambda: not answers(url))
     until(lambda: not record(project, id).exists())

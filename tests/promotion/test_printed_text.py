@@ -1,4 +1,4 @@
-"""What people write is printed as one line, wherever it is printed."""
+"""Text from people is always printed as one line."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ WAITING = "staging-m4x8wd"
 
 @pytest.fixture
 def stage(served: dict[str, Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BoardStage:
-    """A project with something of everything, stood in."""
+    """A project with environments in all states, in the current folder."""
     made = fill_board(tmp_path, served)
     monkeypatch.chdir(tmp_path / "shop")
     return made
 
 
 def check(printed: str) -> None:
-    """No line of the output is a command of a CI server, and no terminal is told anything."""
+    """Check that no line is a command of a CI server, and none has terminal control codes."""
     assert "\x1b" not in printed
     assert "\r" not in printed
     for line in printed.splitlines():
@@ -35,7 +35,7 @@ def check(printed: str) -> None:
 
 
 def forge(stage: BoardStage, id: str, **changes: Any) -> None:
-    """Change an approval's record as one who can write to the store does."""
+    """Change an approval's record, as anyone can who may write to the store."""
     import msgspec
 
     path = f"approvals/{id}.json"
@@ -48,7 +48,7 @@ def forge(stage: BoardStage, id: str, **changes: Any) -> None:
 def test_hostile_comments_are_printed_safely(
     stage: BoardStage, capsys: pytest.CaptureFixture[str], decision: str
 ) -> None:
-    """When it is made, when it is shown to who asked, and when it is the reason of a refusal."""
+    """Comments are printed with the decision, with the request, and with a refusal."""
     cli.main([decision, WAITING, "--by", EVIL, "--comment", EVIL])
     cli.main(["approval", "request", WAITING, "--wait", "1s"])
     cli.main(["promote", WAITING, "--to", "production"])
@@ -63,7 +63,7 @@ def test_hostile_comments_are_printed_safely(
 def test_forged_records_are_printed_safely(
     stage: BoardStage, capsys: pytest.CaptureFixture[str], state: str
 ) -> None:
-    """What is cleaned is what is printed, not what is stored."""
+    """Text is cleaned when it is printed, not when it is stored."""
     forge(
         stage,
         WAITING,
@@ -83,7 +83,7 @@ def test_forged_records_are_printed_safely(
 
 
 def test_a_decision_states_that_the_name_is_not_verified(stage: BoardStage) -> None:
-    """Who may write to the store may sign with any name."""
+    """Anyone who may write to the store can decide with any name."""
     stage.decide(WAITING, "approved", EVIL, EVIL)
     found = str(Approvals(stage.project.store).get(WAITING))
     assert len(found.splitlines()) == 1

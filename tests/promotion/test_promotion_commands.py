@@ -1,4 +1,4 @@
-"""The verbs: what they print, and what they exit with."""
+"""The commands of promotion: their output and exit statuses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIVE, WAITING, OTHER = "staging-7f3k2q", "staging-m4x8wd", "staging-c9t2vb"
 
 @pytest.fixture
 def stage(served: dict[str, Site], tmp_path: Path) -> BoardStage:
-    """A project with something of everything, whose name is served by its own hosts file."""
+    """A project with environments in all states, and a hosts file of its own."""
     made = fill_board(tmp_path, served)
     served["v2"].refuses = lambda _: False
     (tmp_path / "hosts").rename(tmp_path / "shop" / "hosts")
@@ -33,7 +33,7 @@ def stage(served: dict[str, Site], tmp_path: Path) -> BoardStage:
 def run(
     stage: BoardStage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command line in the project; gives its exit status, stdout and stderr."""
+    """Run a command line in the project, and return its exit status, stdout and stderr."""
     monkeypatch.chdir(stage.folder / "shop")
 
     def run_it(*argv: str) -> tuple[int, str, str]:
@@ -50,7 +50,7 @@ def address(stage: BoardStage) -> str:
 
 
 def test_promote_changes_the_record_and_prints_each_step(run: Any, stage: BoardStage) -> None:
-    """The URL on stdout, the steps with their times on stderr."""
+    """The URL goes to stdout, the steps go to stderr."""
     stage.decide(WAITING, "approved", "Anna")
 
     status, out, err = run("promote", WAITING, "--to", "production")
@@ -75,7 +75,7 @@ def test_promote_changes_the_record_and_prints_each_step(run: Any, stage: BoardS
 
 
 def test_a_dry_run_prints_the_plan(run: Any, stage: BoardStage) -> None:
-    """And does nothing."""
+    """The record is not changed."""
     stage.decide(WAITING, "approved", "Anna")
 
     status, out, _ = run("promote", WAITING, "--to", "production", "--dry-run")
@@ -87,7 +87,7 @@ def test_a_dry_run_prints_the_plan(run: Any, stage: BoardStage) -> None:
 
 
 def test_promote_refuses_missing_requirements(run: Any, stage: BoardStage) -> None:
-    """All of it, in words."""
+    """The message names all missing requirements."""
     status, _, err = run("promote", WAITING, "--to", "production")
     assert status == 1
     assert "waits for a decision" in err
@@ -98,7 +98,7 @@ def test_promote_refuses_missing_requirements(run: Any, stage: BoardStage) -> No
 
 
 def test_promote_json_has_all_steps(run: Any, stage: BoardStage) -> None:
-    """One object, with every step."""
+    """The output is one JSON object."""
     stage.decide(WAITING, "approved", "Anna")
 
     status, out, _ = run("promote", WAITING, "--to", "production", "--json")
@@ -112,15 +112,15 @@ def test_promote_json_has_all_steps(run: Any, stage: BoardStage) -> None:
 
 @pytest.mark.parametrize("verb", [("promote", "x", "--to"), ("rollback",), ("history",)])
 def test_an_unknown_promotion_names_the_closest(run: Any, verb: tuple[str]) -> None:
-    """As a usage error."""
+    """An unknown name is a usage error."""
     status, _, err = run(*verb, "produktion")
     assert status == 2
     assert "no promotion 'produktion'. Did you mean 'production'?" in err
 
 
 def test_rollback_is_recorded_in_the_history(run: Any, stage: BoardStage) -> None:
-    """There and back, and all of it is written down."""
-    assert run("rollback", "production")[0] == 1  # there was nothing before
+    """The history has the promotion, the rollback, and an undone promotion."""
+    assert run("rollback", "production")[0] == 1  # there is no rollback target
     stage.decide(WAITING, "approved", "Anna")
     run("promote", WAITING, "--to", "production")
 
@@ -145,7 +145,7 @@ def test_rollback_is_recorded_in_the_history(run: Any, stage: BoardStage) -> Non
 
 
 def test_an_approval_is_requested_and_decided(run: Any, stage: BoardStage) -> None:
-    """Its link on stdout; how to decide on stderr."""
+    """The link goes to stdout, the command to approve goes to stderr."""
     stage.add("staging-new222", V1)
 
     status, out, err = run("approval", "request", "staging-new")
@@ -165,7 +165,7 @@ def test_an_approval_is_requested_and_decided(run: Any, stage: BoardStage) -> No
 def test_waiting_for_an_approval_ends_with_the_decision(
     run: Any, stage: BoardStage, verb: str, expected: int
 ) -> None:
-    """0 for a yes, 4 for a no, whoever says it, and wherever."""
+    """The exit status is 0 for an approval, and 4 for a rejection."""
 
     def person() -> None:
         until(lambda: Approvals(stage.project.store).get(WAITING).deadline)
@@ -181,7 +181,7 @@ def test_waiting_for_an_approval_ends_with_the_decision(
 
 
 def test_waiting_without_a_decision_times_out(run: Any, stage: BoardStage) -> None:
-    """5, and the late yes is told the same."""
+    """The exit status is 5, also for an approval that comes too late."""
     stage.add("staging-new222", V1)
     status, out, _ = run("approval", "request", "staging-new222", "--wait", "10ms", "--json")
     assert status == 5
@@ -190,7 +190,7 @@ def test_waiting_without_a_decision_times_out(run: Any, stage: BoardStage) -> No
 
 
 def test_unknown_ids_and_names_are_errors(run: Any, stage: BoardStage) -> None:
-    """3, with the closest."""
+    """The exit status is 3."""
     for verb in (
         ("approve", "nothing"),
         ("reject", "nothing"),
@@ -201,7 +201,7 @@ def test_unknown_ids_and_names_are_errors(run: Any, stage: BoardStage) -> None:
 
 
 def test_a_destroyed_environment_can_not_be_approved(run: Any, stage: BoardStage) -> None:
-    """A form or a command that somebody had prepared comes too late, and nothing is recorded."""
+    """An approval that comes too late is refused, and is not recorded."""
     assert run("down", WAITING)[0] == 0
     status, _, err = run("approve", WAITING)
     assert status == 3
@@ -210,7 +210,7 @@ def test_a_destroyed_environment_can_not_be_approved(run: Any, stage: BoardStage
 
 
 def test_a_record_of_a_destroyed_environment_is_reported(run: Any, stage: BoardStage) -> None:
-    """With the commands that end it."""
+    """The message names the command that corrects the record."""
     status, _, err = run("down", "staging-7f3k2q", "--production")
     assert status == 0
     assert f"{NAME} still points to the destroyed environment" in err
@@ -218,7 +218,7 @@ def test_a_record_of_a_destroyed_environment_is_reported(run: Any, stage: BoardS
 
 
 def test_down_destroys_production_only_on_request(run: Any, stage: BoardStage) -> None:
-    """Neither by `down --all` nor by its id; nor is anything else that was named with it."""
+    """``down --production`` destroys it; ``down ID``, ``down --all`` and ``reap`` do not."""
     status, _, err = run("down", LIVE, OTHER)
     assert status == 1
     assert f"{LIVE} is in production" in err
@@ -233,7 +233,7 @@ def test_down_destroys_production_only_on_request(run: Any, stage: BoardStage) -
 
 
 def test_list_shows_production(run: Any, stage: BoardStage) -> None:
-    """In the list, among the others."""
+    """The row also shows that production never expires."""
     _, out, _ = run("list")
     [row] = [line for line in out.splitlines() if line.startswith(LIVE)]
     assert "production" in row
@@ -241,13 +241,13 @@ def test_list_shows_production(run: Any, stage: BoardStage) -> None:
 
 
 def test_extend_does_not_change_production(run: Any, stage: BoardStage) -> None:
-    """It never expires, and stays so."""
+    """Production still never expires."""
     assert run("extend", LIVE, "1h")[0] == 0
     assert stage.get(LIVE).expires_at is None
 
 
 def test_former_production_is_not_pruned(run: Any, stage: BoardStage) -> None:
-    """Rollback, and whoever asks what ran when, need its image; others go."""
+    """A rollback and the history need its image; other images are removed."""
     unrelated = stage.bake("0.0.1", minutes=999)
     stage.decide(WAITING, "approved", "Anna")
     assert run("promote", WAITING, "--to", "production")[0] == 0
@@ -265,7 +265,7 @@ def test_former_production_is_not_pruned(run: Any, stage: BoardStage) -> None:
 
 
 def test_an_unreadable_promotion_stops_pruning(run: Any, stage: BoardStage) -> None:
-    """It may refer to any image."""
+    """An unreadable record may refer to any image."""
     stage.project.store.create("promotions/production/history/broken.json", b"{")
 
     status, _, err = run("images", "prune", "--keep", "0")

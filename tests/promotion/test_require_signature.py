@@ -1,7 +1,7 @@
-"""``require-signature``: what tests, ``up`` and ``promote`` do with an image that nobody signed.
+"""``require-signature``: tests, ``up`` and ``promote`` refuse an image that is not signed.
 
-The keys are made as the documentation says, by openssl. What is looked at is what users see: exit
-statuses, the hosts file, and what runs.
+The keys are made by openssl, as the documentation says. The tests check what users see: exit
+statuses, the hosts file, and running environments.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def require(project: PluginProject, *, signature: bool, keep: str = "100ms") -> 
 
 
 def run(project: PluginProject, *words: str, signing: bool = False) -> tuple[int, str]:
-    """A command's exit status and all that it printed; with the signing key, or without."""
+    """Run a command, with or without the signing key, and return its exit status and output."""
     variables = {"PYTEST_EPHEMERAL_SIGNING_KEY": "signing.pem"} if signing else {}
     environ = {**os.environ, **variables}
     done = processes.run(
@@ -75,14 +75,14 @@ def run(project: PluginProject, *words: str, signing: bool = False) -> tuple[int
 
 
 def run_tests(project: PluginProject) -> tuple[int, str]:
-    """The same of the project's tests."""
+    """Run the project's tests, and return the exit status and the output."""
     process = project.spawn("--ephemeral-env")
     output = process.communicate(timeout=60)[0]
     return process.returncode, output
 
 
 def test_an_unsigned_image_is_refused_by_every_command(project: PluginProject) -> None:
-    """It was baked, tested and launched before the key was required; nothing goes on from there."""
+    """The image was baked, tested and launched before a signature was required."""
     assert run_tests(project)[0] == 0
     assert run(project, "up", project.one)[0] == 0
     (id,) = project.list_ids()
@@ -101,7 +101,7 @@ def test_an_unsigned_image_is_refused_by_every_command(project: PluginProject) -
 
 
 def test_a_rollback_to_an_unsigned_image_is_refused(project: PluginProject) -> None:
-    """Also one that was begun before: production stays where it is."""
+    """The image was promoted before a signature was required; the record does not change."""
     require(project, signature=False, keep="1m")
     known: set[str] = set()
     for _ in range(2):
@@ -123,7 +123,7 @@ def test_a_rollback_to_an_unsigned_image_is_refused(project: PluginProject) -> N
 
 
 def test_a_signed_image_is_tested_launched_and_promoted(project: PluginProject) -> None:
-    """Baked with the key, which none of the later stages has."""
+    """Only the bake has the private key."""
     require(project, signature=True)
     assert run(project, "bake", signing=True)[0] == 0
 
@@ -137,7 +137,7 @@ def test_a_signed_image_is_tested_launched_and_promoted(project: PluginProject) 
 
 
 def test_a_signature_with_another_key_is_refused(project: PluginProject) -> None:
-    """Signed, but by a key that the configuration does not name."""
+    """The configuration does not name the key that signed the image."""
     require(project, signature=True)
     assert run(project, "bake", signing=True)[0] == 0
     make_keys(project.folder)

@@ -1,4 +1,4 @@
-"""Dynamic updates, against BIND: every step seen by asking the servers."""
+"""DNS updates (RFC 2136) with BIND, verified by queries to its servers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["impatient", "name", "nameserver", "relay"]
 
 
 def test_a_record_is_created_replaced_and_removed(nameserver: Nameserver, name: str) -> None:
-    """Clients see each at once, by the primary's word."""
+    """The primary server has each change at once."""
     zone = backend(nameserver, name)
     assert zone.read() == []
 
@@ -40,7 +40,7 @@ def test_a_record_is_created_replaced_and_removed(nameserver: Nameserver, name: 
 
 
 def test_a_wildcard_answers_for_every_name(nameserver: Nameserver, name: str) -> None:
-    """Also for the name that a promotion checks and publishes."""
+    """A wildcard covers the name that a promotion checks and publishes, too."""
     record = f"*.{name}"
     backend(nameserver, record).swap([], [A])
 
@@ -55,7 +55,7 @@ def test_a_wildcard_answers_for_every_name(nameserver: Nameserver, name: str) ->
 def test_a_record_can_change_its_type(
     nameserver: Nameserver, name: str, old: list[DnsRecord], new: list[DnsRecord]
 ) -> None:
-    """In one update: beside a CNAME nothing may be, at no moment."""
+    """The change is one update, as no record may exist beside a CNAME."""
     zone = backend(nameserver, name)
     zone.swap([], old)
 
@@ -68,7 +68,7 @@ def test_a_record_can_change_its_type(
 def test_a_swap_from_other_records_is_refused(
     nameserver: Nameserver, name: str, wrong: list[DnsRecord]
 ) -> None:
-    """The server itself holds it against the zone, and changes nothing; what is there is shown."""
+    """The server checks the old records; the error shows the current ones."""
     zone = backend(nameserver, name)
     zone.swap([], [A])
 
@@ -79,7 +79,7 @@ def test_a_swap_from_other_records_is_refused(
 
 
 def test_all_authoritative_servers_are_queried(nameserver: Nameserver, name: str) -> None:
-    """Those that the zone names, at the addresses the zone gives; the secondary has it later."""
+    """The zone names the servers and their addresses; the secondary is updated later."""
     zone = backend(nameserver, name)
 
     zone.swap([], [A])
@@ -93,7 +93,7 @@ def test_all_authoritative_servers_are_queried(nameserver: Nameserver, name: str
 
 @pytest.mark.usefixtures("impatient")
 def test_the_servers_can_be_configured(nameserver: Nameserver, name: str) -> None:
-    """Where those that the zone names can't be reached from here."""
+    """The setting is for zones whose servers can't be reached by the addresses in the zone."""
     zone = backend(nameserver, name, servers=[nameserver.address, "127.78.0.99:1"])
     zone.swap([], [A])
 
@@ -101,7 +101,7 @@ def test_the_servers_can_be_configured(nameserver: Nameserver, name: str) -> Non
 
 
 def test_a_wrong_key_is_refused(nameserver: Nameserver, name: str, tmp_path: Path) -> None:
-    """And the message says which key."""
+    """The message names the key."""
     other = tmp_path / "other.key"
     other.touch(mode=0o600)
     other.write_text(nameserver.key.read_text().replace("promote", "nobody"))
@@ -111,7 +111,7 @@ def test_a_wrong_key_is_refused(nameserver: Nameserver, name: str, tmp_path: Pat
 
 
 def test_an_update_without_a_key_is_refused(nameserver: Nameserver, name: str) -> None:
-    """Anyone may look; nobody may change."""
+    """A query needs no key."""
     zone = backend(nameserver, name, key=None)
     assert zone.read() == []
 
@@ -122,7 +122,7 @@ def test_an_update_without_a_key_is_refused(nameserver: Nameserver, name: str) -
 def test_a_wrong_clock_is_named(
     nameserver: Nameserver, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A signature is good for five minutes."""
+    """A signature is valid for five minutes."""
     import time
 
     monkeypatch.setattr("dns.message.time.time", lambda now=time.time: now() - 3600)
@@ -135,7 +135,7 @@ def test_a_wrong_clock_is_named(
 def test_the_key_can_come_from_a_variable(
     nameserver: Nameserver, name: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As tsig-keygen writes it, or as nsupdate -y takes it."""
+    """The value is in the format of tsig-keygen or of ``nsupdate -y``."""
     text = nameserver.key.read_text()
     secret = text.partition('secret "')[2].partition('"')[0]
     monkeypatch.setenv("SHOP_KEY", text if form == "file" else form.format(secret=secret))
@@ -146,7 +146,7 @@ def test_the_key_can_come_from_a_variable(
 
 
 def test_a_world_readable_key_is_refused(nameserver: Nameserver, tmp_path: Path) -> None:
-    """With the command that closes it."""
+    """The error names the command that restricts the permissions."""
     file = tmp_path / "key"
     file.write_text(nameserver.key.read_text())
     file.chmod(0o644)
@@ -156,7 +156,7 @@ def test_a_world_readable_key_is_refused(nameserver: Nameserver, tmp_path: Path)
 
 @pytest.mark.parametrize("text", ["", "nonsense", 'key "a" { secret "%%"; };', "a:b:c:d"])
 def test_an_invalid_key_is_refused(nameserver: Nameserver, tmp_path: Path, text: str) -> None:
-    """Before anything is asked; the secret is not shown."""
+    """The error comes before any query."""
     (tmp_path / "key").touch(mode=0o600)
     (tmp_path / "key").write_text(text)
 
@@ -167,19 +167,19 @@ def test_an_invalid_key_is_refused(nameserver: Nameserver, tmp_path: Path, text:
 
 
 def test_a_name_outside_of_its_zone_is_refused(nameserver: Nameserver) -> None:
-    """Before anything is asked."""
+    """The error comes before any query."""
     with pytest.raises(ConfigurationError, match=r"shop\.other\.test is not in the zone"):
         backend(nameserver, "shop.other.test")
 
 
 def test_the_zone_apex_cannot_be_an_alias(nameserver: Nameserver) -> None:
-    """DNS does not allow it, and servers would ignore it silently."""
+    """DNS allows no CNAME at the apex, and servers would ignore it silently."""
     with pytest.raises(DnsError, match="the zone's own name"):
         backend(nameserver, ZONE).records_for("elsewhere.example.org", 5, [])
 
 
 def test_a_server_that_is_not_authoritative_is_refused(nameserver: Nameserver) -> None:
-    """A resolver would answer from memory."""
+    """A resolver would answer from its cache."""
     zone = backend(nameserver, "shop.other.test", zone="other.test")
 
     with pytest.raises(DnsError):
@@ -188,6 +188,6 @@ def test_a_server_that_is_not_authoritative_is_refused(nameserver: Nameserver) -
 
 @pytest.mark.usefixtures("impatient")
 def test_a_server_that_is_down_is_unavailable(name: str, nameserver: Nameserver) -> None:
-    """A server that is down may come back."""
+    """The error is temporary, as the server may come back."""
     with pytest.raises(DnsUnavailableError):
         backend(nameserver, name, server="127.78.0.98:1").read()

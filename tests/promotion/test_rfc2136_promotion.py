@@ -1,4 +1,4 @@
-"""Promotions with RFC 2136: BIND's answers before, during and after."""
+"""Promotions with RFC 2136: BIND's answers before, during and after them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from support.rfc2136 import impatient, name, nameserver, relay
 
 __all__ = ["impatient", "name", "nameserver", "relay"]
 
-# -- a whole promotion ----------------------------------------------------------------------------
+# -- whole promotions -----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def production(
     make_stage: Callable[..., Stage], nameserver: Nameserver, name: str
 ) -> Callable[..., Stage]:
-    """Makes a project whose production name is served by BIND."""
+    """Make a project whose production name is served by BIND."""
 
     def make(**changes: Any) -> Stage:
         settings = {
@@ -55,7 +55,7 @@ def production(
 def test_both_servers_show_promotion_and_rollback(
     production: Callable[..., Stage], nameserver: Nameserver, name: str
 ) -> None:
-    """At each step, both servers say what they should."""
+    """At each step, both servers have the expected record."""
     stage = production()
     stage.promoter().promote("v1")
     assert nameserver.ask(name) == ([V1], 1)
@@ -78,7 +78,7 @@ def test_both_servers_show_promotion_and_rollback(
 def test_a_long_ttl_is_lowered_on_both_servers(
     production: Callable[..., Stage], nameserver: Nameserver, name: str
 ) -> None:
-    """Both servers say the old address with the short time, before the name moves."""
+    """Both servers have the old address with the short TTL before the switch."""
     nameserver.update(f"update add {name} 2 A 127.9.9.9")
     stage = production()
     seen = {}
@@ -96,7 +96,7 @@ def test_a_long_ttl_is_lowered_on_both_servers(
 def test_a_change_by_nsupdate_is_not_undone(
     production: Callable[..., Stage], nameserver: Nameserver, name: str
 ) -> None:
-    """Someone else's update is not undone, and is shown."""
+    """The error shows the record of the other client."""
     stage = production()
     stage.promoter().promote("v1")
 
@@ -113,7 +113,7 @@ def test_a_change_by_nsupdate_is_not_undone(
 def test_a_refused_update_undoes_the_promotion(
     production: Callable[..., Stage], nameserver: Nameserver, name: str
 ) -> None:
-    """A key that may not is refused at once: the name stays, and v2 gets its expiry back."""
+    """A key without permission fails at once, and v2 gets its expiry back."""
     stage = production()
     stage.promoter().promote("v1")
     powerless = msgspec.structs.replace(stage.promotion, key=str(nameserver.reader))
@@ -128,7 +128,7 @@ def test_a_refused_update_undoes_the_promotion(
 def test_an_unsigned_response_is_refused(
     production: Callable[..., Stage], nameserver: Nameserver, name: str, relay: Relay
 ) -> None:
-    """Anyone could have sent it: neither a yes nor a no."""
+    """Anyone could have sent it, so it proves neither success nor failure."""
     stage = production(server=relay.address, servers=[nameserver.address])
     stage.promoter().promote("v1")
     relay.fault = answer_with(5)
@@ -142,7 +142,7 @@ def test_an_unsigned_response_is_refused(
 def test_a_temporary_failure_is_retried(
     production: Callable[..., Stage], nameserver: Nameserver, name: str, relay: Relay
 ) -> None:
-    """SERVFAIL is not final."""
+    """SERVFAIL is not a final answer."""
     stage = production(server=relay.address, servers=[nameserver.address])
     failing, count = answer_with(2), itertools.count()
     relay.fault = lambda message, on: (
@@ -157,7 +157,7 @@ def test_a_temporary_failure_is_retried(
 def test_a_lost_response_does_not_repeat_the_update(
     production: Callable[..., Stage], nameserver: Nameserver, name: str, relay: Relay
 ) -> None:
-    """The update was done: asked again, that is seen."""
+    """The next query shows that the update was applied."""
     stage = production(server=relay.address, servers=[nameserver.address])
     stage.promoter().promote("v1")
     relay.fault = lose_answers(1)
@@ -170,7 +170,7 @@ def test_a_lost_response_does_not_repeat_the_update(
 def test_a_silent_server_leaves_both_environments_up(
     production: Callable[..., Stage], nameserver: Nameserver, name: str, relay: Relay
 ) -> None:
-    """Whether the name has moved can't be told, so nothing may end; later it is taken back."""
+    """The outcome is unknown, so neither may end; the next run undoes the promotion."""
     stage = production(server=relay.address, servers=[nameserver.address])
     stage.promoter().promote("v1")
     promoter = stage.promoter()
@@ -197,7 +197,7 @@ def test_a_silent_server_leaves_both_environments_up(
 def test_a_failed_verification_restores_the_record(
     production: Callable[..., Stage], nameserver: Nameserver, name: str, served: dict[str, Site]
 ) -> None:
-    """On both servers."""
+    """Both servers get the old record back."""
     stage = production()
     stage.promoter().promote("v1")
     served["v2"].refuses = stage.when_live("v2")

@@ -1,4 +1,4 @@
-"""Route 53: on moto's server over the wire, and on a stand-in that is as strict as AWS."""
+"""Route 53, on a simulation that is as strict as AWS."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ __all__ = ["backend", "make_backend", "strict"]
 def test_a_record_is_replaced_in_one_batch(
     backend: Any, strict: StrictRoute53, old: list[DnsRecord], new: list[DnsRecord]
 ) -> None:
-    """Whatever it was, and whatever it becomes."""
+    """A record can be replaced by one of another type, and back."""
     backend.swap([], old)
 
     backend.swap(old, new)
@@ -81,7 +81,7 @@ def test_a_record_is_replaced_in_one_batch(
 def test_a_mismatched_old_record_is_not_replaced(
     backend: Any, strict: StrictRoute53, wrong: list[DnsRecord]
 ) -> None:
-    """A DELETE must match in every part, the time to live as well; what is there is shown."""
+    """A DELETE must match in all parts, with the TTL; the error shows the record."""
     backend.swap([], [A])
 
     with pytest.raises(NameChangedError, match=r"it is A 30s 127\.1\.1\.1 in Route 53"):
@@ -91,7 +91,7 @@ def test_a_mismatched_old_record_is_not_replaced(
 
 
 def test_a_change_is_pending_until_all_servers_have_it(backend: Any) -> None:
-    """By Route 53's own word."""
+    """Route 53 reports the status of a change."""
     change = backend.swap([], [A])
 
     assert "PENDING" in backend.find_lagging([A], change)
@@ -102,7 +102,7 @@ def test_a_change_is_pending_until_all_servers_have_it(backend: Any) -> None:
 def test_a_batch_with_a_lost_response_is_detected(
     backend: Any, strict: StrictRoute53, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """boto3 sends it again, which is refused: what is there by then is what we wrote."""
+    """boto3 repeats the batch, which is refused; the record shows that it was applied."""
     backend.swap([], [A])
     send, times = strict.change_resource_record_sets, iter([2])
 
@@ -121,7 +121,7 @@ def test_a_batch_with_a_lost_response_is_detected(
 def test_an_escaped_wildcard_name_is_recognized(
     make_backend: Callable[..., Any], strict: StrictRoute53
 ) -> None:
-    """Route 53 gives the star of a wildcard back as an octal number."""
+    """Route 53 returns the asterisk of a wildcard as an octal number."""
     wildcard = make_backend(record=f"*.{ZONE}")
     wildcard.swap([], [A])
     for one in strict.sets:
@@ -131,7 +131,7 @@ def test_an_escaped_wildcard_name_is_recognized(
 
 
 def test_a_refused_batch_is_not_taken_for_a_foreign_change(backend: Any) -> None:
-    """The message is AWS's own."""
+    """The error has AWS's own message."""
     backend.swap([], [A])
 
     with pytest.raises(DnsError, match="beside nothing else") as caught:
@@ -143,7 +143,7 @@ def test_a_refused_batch_is_not_taken_for_a_foreign_change(backend: Any) -> None
 def test_weighted_records_are_distinguished(
     make_backend: Callable[..., Any], strict: StrictRoute53
 ) -> None:
-    """One of them moves, with its weight; its neighbours stay."""
+    """Only the record with the set identifier changes, and it keeps its weight."""
     for who, weight in (("blue", 90), ("green", 10)):
         strict.sets.append(
             {
@@ -171,7 +171,7 @@ def test_weighted_records_are_distinguished(
 
 
 def test_only_the_names_own_records_are_read(backend: Any, strict: StrictRoute53) -> None:
-    """Not those of its neighbours, nor its other types, over as many pages as there are."""
+    """Records of other names and other types are left out, on all pages."""
     for name, kind in (
         (f"a.{ZONE}", "A"),
         (NAME, "TXT"),
@@ -193,7 +193,7 @@ def test_only_the_names_own_records_are_read(backend: Any, strict: StrictRoute53
 def test_temporary_errors_are_distinguished_from_refusals(
     backend: Any, strict: StrictRoute53, code: str
 ) -> None:
-    """The one is asked again, the other is a refusal."""
+    """A temporary error is retried; a refusal is final."""
     strict.failing = [code]
     with pytest.raises(DnsUnavailableError):
         backend.read()
@@ -204,7 +204,7 @@ def test_temporary_errors_are_distinguished_from_refusals(
 
 
 def test_the_zone_apex_accepts_only_addresses(make_backend: Callable[..., Any]) -> None:
-    """And aliases, which are Route 53's own."""
+    """A CNAME is refused at the apex."""
     backend = make_backend(record=ZONE)
 
     with pytest.raises(DnsError, match="the zone's own name"):
@@ -215,7 +215,7 @@ def test_the_zone_apex_accepts_only_addresses(make_backend: Callable[..., Any]) 
 def test_the_addresses_of_an_alias_are_resolved(
     backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client is sent to where the alias leads."""
+    """Clients connect to the addresses of the alias's target."""
     monkeypatch.setattr(
         "pytest_ephemeral.promotion.dns.route53.resolve", lambda name: [f"addresses of {name}"]
     )
@@ -223,7 +223,7 @@ def test_the_addresses_of_an_alias_are_resolved(
     assert backend.addresses() == [f"addresses of {BALANCER}."]
 
 
-#: What is missing: the variables then, and what has to be said.
+#: By missing setting: the variables that are set, and the expected message.
 MISSING = {
     "credentials": ({"AWS_DEFAULT_REGION": "eu-west-1"}, "no credentials.*AWS_PROFILE"),
     "region": ({"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}, "no region: set AWS_DEF"),
@@ -235,7 +235,7 @@ MISSING = {
 def test_missing_local_settings_fail_at_once(
     what: str, make_stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No credentials today are no credentials in a minute: it fails at once, in one line."""
+    """Retries would not help: the promotion fails in one line, without waiting."""
     variables, said = MISSING[what]
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
@@ -254,10 +254,10 @@ def test_missing_local_settings_fail_at_once(
 def test_retries_of_an_unreachable_service_are_reported_once(
     make_stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once, with how long that may take; nobody looks at a run that says nothing."""
+    """The line names the address, and how long the retries may take."""
     for name, value in {
         "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
-        "AWS_MAX_ATTEMPTS": "1",  # boto3's pauses are of any length: none of its own
+        "AWS_MAX_ATTEMPTS": "1",  # no retries by boto3, whose pauses vary
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "eu-central-1",

@@ -1,4 +1,4 @@
-"""Route 53 on moto's server, over the wire."""
+"""Route 53, on moto's server over HTTP."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from support.route53_zone import (
 
 __all__ = ["backend", "make_backend", "strict"]
 
-# -- over the wire ---------------------------------------------------------------------------------
+# -- over HTTP -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def moto() -> Iterator[str]:
-    """moto's server; its address."""
+    """Start moto's server, and return its URL."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
@@ -46,7 +46,7 @@ def moto() -> Iterator[str]:
 
 @pytest.fixture
 def account(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An account with the zone in it, found as everywhere in boto3; gives the zone's id."""
+    """Create the zone in an account of boto3's usual variables, and return its id."""
     for key, value in {
         "AWS_ENDPOINT_URL": moto,
         "AWS_ACCESS_KEY_ID": "test",
@@ -68,7 +68,7 @@ def account(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.mark.parametrize("by", ["name", "id"])
 def test_records_are_changed_on_a_moto_server(account: str, by: str) -> None:
-    """The zone found by its name or its id; created, moved, in sync."""
+    """The zone is found by its name or its id."""
     backend: Any = dns.load(promotion(zone=account if by == "id" else ZONE), Path("/"))
 
     change = backend.swap([], [A])
@@ -85,7 +85,7 @@ def test_records_are_changed_on_a_moto_server(account: str, by: str) -> None:
 
 
 def test_a_missing_or_ambiguous_zone_is_reported(account: str) -> None:
-    """Both are said, with the ids there are."""
+    """The error of an ambiguous zone has the ids."""
     missing: Any = dns.load(promotion(zone="other.test", record="shop.other.test"), Path("/"))
     with pytest.raises(ConfigurationError, match="there is none"):
         missing.read()
@@ -100,7 +100,7 @@ def test_a_missing_or_ambiguous_zone_is_reported(account: str) -> None:
 
 
 def test_a_load_balancer_becomes_an_alias(account: str) -> None:
-    """An environment whose host is a load balancer's becomes an alias, in the balancer's zone."""
+    """The record of a load balancer's host is an alias in the balancer's own zone."""
     ec2, elb = boto3.client("ec2"), boto3.client("elbv2")
     vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
     subnets = [

@@ -23,11 +23,11 @@ __all__ = ["backend", "make_backend", "strict"]
 def test_promotion_and_rollback_update_the_record(
     make_stage: Callable[..., Stage], strict: StrictRoute53, make_backend: Callable[..., Any]
 ) -> None:
-    """Lowered, moved, waited for, and back again."""
+    """The TTL is lowered before the switch, and temporary errors are retried."""
     stage = make_stage(dns="route53", zone=ZONE, record=NAME, record_ttl=Duration(1))
     backend = make_backend()
     backend.swap([], [DnsRecord(kind="A", ttl=2, values=["127.9.9.9"])])
-    strict.failing = ["PriorRequestNotComplete", "Throttling"]  # asked again
+    strict.failing = ["PriorRequestNotComplete", "Throttling"]  # both are retried
 
     entry = stage.promoter(backend=backend).promote("v1")
     assert entry is not None
@@ -45,7 +45,7 @@ def test_a_promotion_resumes_without_the_change_id(
     make_backend: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Killed right after the batch, one that changes nothing gets a new id to wait for."""
+    """After a kill right after the batch, an equal batch gives a new id to wait for."""
     stage = make_stage(dns="route53", zone=ZONE, record=NAME, record_ttl=Duration(1))
 
     class Dead(BaseException):
@@ -55,7 +55,7 @@ def test_a_promotion_resumes_without_the_change_id(
         if point == "switch: moved":
             raise Dead
 
-    monkeypatch.setattr(Promoter, "_undo_after", lambda *_: None)  # the dead do nothing
+    monkeypatch.setattr(Promoter, "_undo_after", lambda *_: None)  # a killed process undoes nothing
     with pytest.raises(Dead):
         stage.promoter(backend=make_backend(), checkpoint=die).promote("v1")
     stage.abandon()
@@ -68,7 +68,7 @@ def test_a_promotion_resumes_without_the_change_id(
 def test_a_failed_verification_restores_the_record(
     make_stage: Callable[..., Stage], make_backend: Callable[..., Any], served: dict[str, Site]
 ) -> None:
-    """To the exact record, rest and all."""
+    """The restored record is equal in all parts."""
     stage = make_stage(dns="route53", zone=ZONE, record=NAME, record_ttl=Duration(1))
     backend = make_backend()
     backend.swap([], [BALANCED])

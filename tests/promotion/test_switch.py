@@ -1,4 +1,4 @@
-"""Promotion and rollback: the order of things, and what is never true in between."""
+"""Promotion: the order of its steps, and what holds at every point."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STEPS = [
 
 
 def test_the_first_promotion_creates_the_record(make_stage: Callable[..., Stage]) -> None:
-    """From nothing to v1, which never ends from then on, by its record and its provider's word."""
+    """v1 never expires from then on, by its record and by its provider."""
     stage = make_stage()
 
     entry = stage.promoter().promote("v1")
@@ -47,7 +47,7 @@ def test_the_first_promotion_creates_the_record(make_stage: Callable[..., Stage]
 
 
 def test_the_next_promotion_retires_the_previous_one(stage: Stage) -> None:
-    """v2 is production; v1 ends by itself after drain and keep-old, and not before."""
+    """v2 is production; v1 expires after ``drain`` and ``keep-old``, and not before."""
     before = datetime.now(UTC)
 
     stage.promoter().promote("v2")
@@ -61,7 +61,7 @@ def test_the_next_promotion_retires_the_previous_one(stage: Stage) -> None:
 
 
 def test_a_forged_journal_does_not_expire_another_production(stage: Stage) -> None:
-    """It says that another name's production was this one's, too: that never gets an expiry."""
+    """The forged record names the environment of another promotion, which gets no expiry."""
     stage.add("other", V2, production="shop-eu", expires_at=None)
     forged = Journal(stage.project.store, "production")
     assert forged.head.current is not None
@@ -77,13 +77,13 @@ def test_a_forged_journal_does_not_expire_another_production(stage: Stage) -> No
 
 
 def test_promoting_production_again_does_nothing(stage: Stage) -> None:
-    """Doing it again does nothing."""
+    """The history gets no further entry."""
     assert stage.promoter().promote("v1") is None
     assert len(journal.history(stage.project.store, "production")) == 1
 
 
 def test_production_stays_until_the_new_one_is_verified(stage: Stage) -> None:
-    """At every point before that, v1 is production and never ends."""
+    """At every point before that, v1 is production and never expires."""
     seen = {}
 
     def look(point: str) -> None:
@@ -110,7 +110,7 @@ def test_production_stays_until_the_new_one_is_verified(stage: Stage) -> None:
 
 
 def test_a_failed_verification_is_undone(stage: Stage, served: dict[str, Site]) -> None:
-    """v1 has the name again and stays production, v2 gets an expiry again, and why is told."""
+    """v1 stays production, v2 gets an expiry again, and the history has the reason."""
     served["v2"].refuses = stage.when_live("v2")
 
     with pytest.raises(PromotionError, match=r"is unchanged.*status 503"):
@@ -127,7 +127,7 @@ def test_a_failed_verification_is_undone(stage: Stage, served: dict[str, Site]) 
 
 
 def test_a_failed_direct_check_changes_no_record(stage: Stage, served: dict[str, Site]) -> None:
-    """It is checked before anything is moved."""
+    """The environment is checked before the switch."""
     served["v2"].healthy = False
     moved = []
 
@@ -139,7 +139,7 @@ def test_a_failed_direct_check_changes_no_record(stage: Stage, served: dict[str,
 
 
 def test_a_rejected_host_name_changes_no_record(stage: Stage, served: dict[str, Site]) -> None:
-    """It is asked under the name before any client can."""
+    """The check uses the production name before any client does."""
     served["v2"].refuses = lambda asked: asked == NAME
     moved: list[str] = []
 
@@ -152,7 +152,7 @@ def test_a_rejected_host_name_changes_no_record(stage: Stage, served: dict[str, 
 def test_a_wildcard_is_checked_under_a_concrete_name(
     make_stage: Callable[..., Stage], served: dict[str, Site]
 ) -> None:
-    """``*`` is no host name: applications reject it, and no browser opens its URL."""
+    """``*`` is not a host name: applications reject it, and no browser opens its URL."""
     made, seen = make_stage(record="*.example.test"), set[str]()
     served["v1"].refuses = lambda asked: bool(seen.add(asked))
     made.promoter().promote("v1")
@@ -162,7 +162,7 @@ def test_a_wildcard_is_checked_under_a_concrete_name(
 
 
 def test_a_stop_before_the_switch_changes_no_record(stage: Stage) -> None:
-    """It was checked, but it must be alive when the name moves."""
+    """The environment must run at the switch, even if it passed its check."""
 
     def die(point: str) -> None:
         if point == "check: done":
@@ -177,7 +177,7 @@ def test_a_stop_before_the_switch_changes_no_record(stage: Stage) -> None:
 
 
 def test_a_stop_after_the_switch_restores_the_record(stage: Stage, served: dict[str, Site]) -> None:
-    """The name never stays with what is not there."""
+    """The name must not point to an environment that has stopped."""
 
     def die(point: str) -> None:
         if point == "switch: done":
@@ -191,7 +191,7 @@ def test_a_stop_after_the_switch_restores_the_record(stage: Stage, served: dict[
 
 
 def test_a_record_changed_by_others_is_not_replaced(stage: Stage) -> None:
-    """Both are shown: what it is, and what it was left as."""
+    """The error shows the current record, and the one that the last promotion left."""
     (stage.folder / "hosts").write_text(f"127.9.9.9 {NAME}\n")
 
     with pytest.raises(PromotionError, match=rf"A 127.9.9.9, .*left A {V1}.*--accept-record"):
@@ -202,7 +202,7 @@ def test_a_record_changed_by_others_is_not_replaced(stage: Stage) -> None:
 
 
 def test_a_record_changed_during_the_promotion_is_not_replaced(stage: Stage) -> None:
-    """That is what compare-and-swap is for."""
+    """The update is a compare-and-swap."""
 
     def meddle(point: str) -> None:
         if point == "switch: begun":
@@ -215,7 +215,7 @@ def test_a_record_changed_during_the_promotion_is_not_replaced(stage: Stage) -> 
 
 
 def test_a_changed_record_can_be_accepted(stage: Stage) -> None:
-    """On request, what it says now is what is gone on from."""
+    """With ``accept``, the promotion starts from the current record."""
     (stage.folder / "hosts").write_text(f"127.9.9.9 {NAME}\n")
 
     stage.promoter(accept=True).promote("v2")
@@ -224,7 +224,7 @@ def test_a_changed_record_can_be_accepted(stage: Stage) -> None:
 
 
 def test_a_different_port_is_refused(stage: Stage) -> None:
-    """A name carries no port, and clients know the old one."""
+    """A DNS name has no port, and clients use the old one."""
     stage.port += 1
     stage.add("v3", "127.77.0.3")
 
@@ -233,7 +233,7 @@ def test_a_different_port_is_refused(stage: Stage) -> None:
 
 
 def test_only_a_ready_environment_can_be_promoted(make_stage: Callable[..., Stage]) -> None:
-    """An environment that is still coming up has nothing to point to."""
+    """An environment that is still being launched is refused, and so is an unknown one."""
     stage = make_stage()
     stage.add("v3", "127.77.0.3", state="launching")
 
@@ -246,7 +246,7 @@ def test_only_a_ready_environment_can_be_promoted(make_stage: Callable[..., Stag
 def test_an_expiry_that_stays_on_stops_the_promotion(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is proven by the provider's own word, not by having asked."""
+    """The provider must report that the expiry is off."""
     monkeypatch.setattr("support.promotion.ServedProvider.extend", lambda *_: None)
 
     with pytest.raises(PromotionError, match="may still end by itself"):
@@ -256,7 +256,7 @@ def test_an_expiry_that_stays_on_stops_the_promotion(
 
 
 def test_the_plan_changes_nothing(stage: Stage, tmp_path: Path) -> None:
-    """It says each step, and refuses what would be refused."""
+    """The plan has each step, and fails where the promotion would be refused."""
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     plan = stage.promoter().plan("v2")
@@ -269,7 +269,7 @@ def test_the_plan_changes_nothing(stage: Stage, tmp_path: Path) -> None:
 
 
 def test_history_has_the_person_the_image_and_the_time(stage: Stage) -> None:
-    """Oldest first, with each step's time."""
+    """Entries are ordered from the oldest to the newest."""
     stage.promoter().promote("v2")
 
     first, second = journal.history(stage.project.store, "production")

@@ -12,7 +12,7 @@ from support.promotion import NAME, V1, V2, Site, Stage
 
 
 def test_rollback_restores_the_previous_environment(stage: Stage) -> None:
-    """v1 never ends again, then gets the name; v2 gets an end."""
+    """v1 is production again and never expires; v2 gets an expiry."""
     stage.promoter().promote("v2")
 
     entry = stage.promoter().rollback()
@@ -26,7 +26,7 @@ def test_rollback_restores_the_previous_environment(stage: Stage) -> None:
 
 
 def test_a_failed_rollback_changes_nothing(stage: Stage, served: dict[str, Site]) -> None:
-    """It is checked like any other."""
+    """The target of a rollback is checked like that of a promotion."""
     stage.promoter().promote("v2")
     served["v1"].healthy = False
 
@@ -38,7 +38,7 @@ def test_a_failed_rollback_changes_nothing(stage: Stage, served: dict[str, Site]
 
 
 def test_rollback_to_a_destroyed_environment_is_refused(stage: Stage) -> None:
-    """After keep-old there is nothing to go back to."""
+    """After ``keep-old``, the previous environment is gone."""
     stage.promoter().promote("v2")
     stage.ledger.remove("v1")
 
@@ -49,7 +49,7 @@ def test_rollback_to_a_destroyed_environment_is_refused(stage: Stage) -> None:
 def test_rollback_of_the_first_promotion_restores_the_record(
     make_stage: Callable[..., Stage],
 ) -> None:
-    """What the name said before there was any is not ours, but it can be put back."""
+    """The record before the first promotion is not ours, but it can be restored."""
     stage = make_stage()
     (stage.folder / "hosts").write_text(f"127.9.9.9 {NAME}\n")
     stage.promoter().promote("v1")
@@ -62,6 +62,6 @@ def test_rollback_of_the_first_promotion_restores_the_record(
 
 
 def test_rollback_without_a_previous_record_is_refused(stage: Stage) -> None:
-    """A name that points to nothing is nobody's wish."""
+    """A rollback would leave the name without a record."""
     with pytest.raises(PromotionError, match="production has no rollback target"):
         stage.promoter().rollback()

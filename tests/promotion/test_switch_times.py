@@ -1,4 +1,4 @@
-"""Promotion and the times of DNS: records that are cached, and servers that are late."""
+"""Promotion with cached DNS records and slow name servers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.promotion import V1, Site, Stage
 
 
 def test_a_long_ttl_is_lowered_first(make_stage: Callable[..., Stage]) -> None:
-    """And only then does the name move."""
+    """The switch waits until the old TTL has passed."""
     stage = make_stage(record_ttl=Duration(1))
     zone = Zone(ttl=3)
     waited: list[float] = []
@@ -31,7 +31,7 @@ def test_a_long_ttl_is_lowered_first(make_stage: Callable[..., Stage]) -> None:
 def test_a_failure_restores_the_long_ttl(
     make_stage: Callable[..., Stage], served: dict[str, Site]
 ) -> None:
-    """Byte for byte what it was."""
+    """The record is exactly the old one."""
     stage = make_stage()
     zone = Zone(ttl=3)
     served["v1"].healthy = False
@@ -43,7 +43,7 @@ def test_a_failure_restores_the_long_ttl(
 
 
 def test_a_slow_name_server_is_waited_for(make_stage: Callable[..., Stage]) -> None:
-    """Nothing is verified before all authoritative servers answer with the new record."""
+    """Verification begins when all authoritative servers answer with the new record."""
     stage = make_stage()
     zone = Zone(ttl=1, behind=5)
 
@@ -55,7 +55,7 @@ def test_a_slow_name_server_is_waited_for(make_stage: Callable[..., Stage]) -> N
 def test_a_name_server_that_never_updates_undoes_the_promotion(
     make_stage: Callable[..., Stage],
 ) -> None:
-    """A name that is two things at once is not a promotion."""
+    """Clients would get different records from different servers."""
     stage = make_stage()
     zone = Zone(ttl=1, stuck=V1)
 
@@ -68,7 +68,7 @@ def test_a_name_server_that_never_updates_undoes_the_promotion(
 def test_a_lost_response_does_not_repeat_the_update(
     make_stage: Callable[..., Stage],
 ) -> None:
-    """Asked again, it is seen that it was done."""
+    """The next query shows that the update was applied."""
     stage = make_stage()
     zone = Zone(ttl=1, losing=1)
 

@@ -1,6 +1,6 @@
 """A third party's DNS backend, registered by its entry point: the example of the docs.
 
-The database is PowerDNS's own schema, of which the columns that matter are here.
+The database has those columns of PowerDNS's own schema that matter here.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ INSERT INTO records (domain_id, name, type, content, ttl)
 def project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PluginProject]:
-    """A project whose name is in a database; the backend is installed for every child process."""
+    """A project whose name is in a database; all child processes find the backend."""
     site = tmp_path / "site"
     entry_points.register(site, "dns", "powerdns-sqlite = sqlite_dns:SqliteDns")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(EXAMPLE)]))
@@ -58,13 +58,13 @@ def project(
 
 
 def run(project: PluginProject, *arguments: str, status: int = 0) -> str:
-    """What a command prints."""
+    """Run a command, and return its output."""
     done = project.command(*arguments, status=status)
     return done.stdout + done.stderr
 
 
 def addresses(project: PluginProject) -> list[tuple[str, int]]:
-    """What the database says of the name."""
+    """The addresses of the name in the database, with their TTLs."""
     with sqlite3.connect(project.folder / "pdns.sqlite3") as database:
         return database.execute(
             "SELECT content, ttl FROM records WHERE name = 'shop.example.test'"
@@ -72,7 +72,7 @@ def addresses(project: PluginProject) -> list[tuple[str, int]]:
 
 
 def up(project: PluginProject) -> tuple[str, str]:
-    """Bring an environment up: its id and address."""
+    """Launch an environment, and return its id and address."""
     before = set(project.list_ids())
     url = run(project, "up", project.one, "--ttl", "10m").splitlines()[-1]
     (new,) = set(project.list_ids()) - before
@@ -80,7 +80,7 @@ def up(project: PluginProject) -> tuple[str, str]:
 
 
 def test_promotion_and_rollback_update_the_database(project: PluginProject) -> None:
-    """Each is one change of the database, and other names stay as they are."""
+    """Records of other names stay as they are."""
     first, at_first = up(project)
     second, at_second = up(project)
     run(project, "promote", first, "--to", "production")
@@ -95,7 +95,7 @@ def test_promotion_and_rollback_update_the_database(project: PluginProject) -> N
 
 
 def test_a_record_changed_by_others_stays(project: PluginProject) -> None:
-    """A record that is not as the last promotion left it is not replaced."""
+    """A record that differs from the one of the last promotion is not replaced."""
     first, _ = up(project)
     second, _ = up(project)
     run(project, "promote", first, "--to", "production")
@@ -106,7 +106,7 @@ def test_a_record_changed_by_others_stays(project: PluginProject) -> None:
 
 
 def test_a_missing_database_is_an_error(project: PluginProject) -> None:
-    """One line that names the file; nothing is created."""
+    """The error names the file, and no file is created."""
     first, _ = up(project)
     (project.folder / "pdns.sqlite3").unlink()
     assert "pdns.sqlite3: unable to open" in run(

@@ -13,13 +13,13 @@ from functools import cache
 from socket import AF_UNIX, socket
 from typing import Final
 
-#: The second numbers of the ranges to choose from; the first is 10.
+#: The second octets of the ranges to choose from; the first octet is 10.
 _RANGES: Final = range(128, 224)
 
 #: The sockets by which this process owns ranges.
 _OWNED: Final[list[socket]] = []
 
-#: A rule of Podman's that sends what arrives at a port to a container, and the range of that.
+#: A rule of Podman that redirects a port to a container; the container's range.
 _REDIRECTION: Final = re.compile(r"-A (NETAVARK-DN-.* --to-destination 10\.(\d+)\..*)")
 
 
@@ -56,7 +56,7 @@ def remove_stale_redirections() -> None:
 
 @contextmanager
 def _owned(number: int) -> Iterator[socket | None]:
-    """Own a range within the block; None if another process owns it, or it is none of tests."""
+    """Own a range within the block; None if another process owns it, or tests never use it."""
     with socket(AF_UNIX) as own:
         try:
             own.bind(f"\0pytest-ephemeral-addresses-{number}")

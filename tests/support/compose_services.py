@@ -1,4 +1,4 @@
-"""Compose services, as a bake changes them."""
+"""Compose files and services, as they are changed for a launch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pytest_ephemeral.providers.compose.mounts import File
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate
 from pytest_ephemeral.providers.docker.ports import Published
 
-#: What the engine calls the baked image.
+#: The engine's id of the baked image.
 IMAGE = "sha256:1"
 
 
@@ -28,7 +28,7 @@ def template(**keys: Any) -> ComposeTemplate:
 
 
 def published_at(first: int, file: File | None = None, **keys: Any) -> Published:
-    """As if the engine had these ports free, one after the other."""
+    """The published ports, if the engine's free ports are counted up from the first one."""
     asked = template(**keys)
     places = asked.service_ports()
     counts = {name: project.replicas(file or {}, asked, at.service) for name, at in places.items()}
@@ -39,11 +39,11 @@ def published_at(first: int, file: File | None = None, **keys: Any) -> Published
     return Published("127.0.0.1", endpoints, inside, counts)
 
 
-# -- a file's own meaning --------------------------------------------------------------------------
+# -- changes to a file -----------------------------------------------------------------------------
 
 
 def changed(text: str, **keys: Any) -> dict[str, Any]:
-    """What a file of one service ``web`` and whatever else becomes."""
+    """The content of a Compose file, given as text, after its preparation for a launch."""
     keys = {"replaced": {}, "profiles": [], **keys}
     return project.prepare(
         parse(text),

@@ -1,4 +1,4 @@
-"""Packages that are as good as installed: their entry points are found on PYTHONPATH."""
+"""Entry points of packages that are not installed, found on PYTHONPATH."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def register(folder: Path, group: str, entry: str) -> None:
-    """Write what pip writes of a package with one entry point.
+    """Write the metadata that pip writes for a package with one entry point.
 
     Args:
-        folder: Where it is installed; has to be on PYTHONPATH. It is made.
+        folder: The folder for the metadata, which must be on PYTHONPATH. It is created.
         group: The group, without ``pytest_ephemeral.``.
         entry: The entry point, ``name = module:object``.
     """

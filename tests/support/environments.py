@@ -1,4 +1,4 @@
-"""Environments as records have them, with what matters to a test."""
+"""Environments for tests, as the ledger has them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def make_environment(
     Args:
         id: Begins with the template's name.
         ttl: Seconds until it expires; None for never.
-        changes: Whatever else it is to have.
+        changes: Further fields of the environment.
     """
     now = datetime.now(UTC)
     values: dict[str, Any] = {

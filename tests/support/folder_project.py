@@ -41,11 +41,11 @@ class FolderProject(PluginProject):
 
     @property
     def folders(self) -> Path:
-        """Where its environments are."""
+        """The folder of its environments."""
         return Path(os.environ["FOLDERS"])
 
     def environments(self) -> list[str]:
-        """The environments that are there."""
+        """The ids of its environments that exist."""
         return [folder.name for folder in self.folders.iterdir() if folder.is_dir()]
 
     def records(self) -> list[Path]:
@@ -53,7 +53,7 @@ class FolderProject(PluginProject):
         return list(self.folder.glob(".ephemeral/environments/*.json"))
 
     def is_clean(self) -> bool:
-        """Whether nothing is left, neither things nor records."""
+        """Whether no environment and no record is left."""
         return not self.environments() and not self.records()
 
     def try_command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -61,14 +61,14 @@ class FolderProject(PluginProject):
         return processes.run(processes.PROGRAM, *arguments, folder=self.folder, status=None)
 
     def wait(self, *arguments: str, others: int = 0) -> tuple[subprocess.Popen[str], int]:
-        """Pytest with a test that is waiting, and the process id of its owner."""
+        """Start pytest with a waiting test; return the process, and the owner's process id."""
         process, _ = self.spawn_waiting(*arguments)
         assert eventually(lambda: len(self.environments()) == 2 + others, 30), end(process)
         return process, self.owner(process.pid)
 
     @staticmethod
     def owner(pid: int) -> int:
-        """The owner process of a pytest."""
+        """The process id of pytest's owner process."""
         for children in Path("/proc", str(pid), "task").glob("*/children"):
             for child in children.read_text().split():
                 words = Path("/proc", child, "cmdline").read_bytes().split(b"\0")
@@ -86,7 +86,7 @@ def project(
     entry_points.register(site, "providers", "folders = third_party:FolderProvider")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(HERE)]))
     monkeypatch.setenv("FOLDERS", str(tmp_path / "folders"))
-    # SIGQUIT would have all the memory of a pytest written to disk.
+    # SIGQUIT would write all the memory of a pytest to disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     (tmp_path / "folders").mkdir()
     (tmp_path / "project").mkdir()

@@ -32,7 +32,7 @@ KEY = "sha256:" + "ab" * 32
 PAST = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=3)
 
 
-#: This process, as it launched something four hours ago.
+#: This process, as an owner that launched an environment four hours ago.
 OWNER = replace(machine.this_owner("run"), uptime=machine.uptime() - 4 * 3600)
 
 
@@ -87,7 +87,7 @@ class World:
         (top / "prefixes").chmod(0o755)
 
     def fill(self) -> None:
-        """Write records of every kind, all honest."""
+        """Write valid records of every kind."""
         image = self._image()
         ledger = Ledger(self.store)
         for id in ("staging-aaaaaa", "staging-bbbbbb"):
@@ -182,7 +182,7 @@ class World:
         return [file for file in found if file.is_file() and not file.is_symlink()]
 
     def hostile(self) -> st.SearchStrategy[Any]:
-        """What may stand anywhere in a record that somebody has forged."""
+        """Values that a forged record may have in any place."""
         texts = [
             *("..", ".", "/", "", "\n", "\0", "a/../..", "sha256:../victim", "sha256:", "é" * 200),
             *("docker", "ec2", "nowhere", "local", "staging-aaaaaa", "staging-bbbbbb", "victim"),
@@ -195,7 +195,7 @@ class World:
         return st.sampled_from([*texts, *others])
 
     def untouched(self) -> bool:
-        """Whether all that is not ours is as it was."""
+        """Whether everything that is not ours is unchanged."""
         files = all(
             (place / "precious").read_text() == f"precious {place}" for place in self.foreign
         )
@@ -203,7 +203,7 @@ class World:
 
 
 def run(world: World, *words: str) -> int:
-    """Run a command; an error that is not ours comes out. It prints one JSON document, always."""
+    """Run a command with JSON output; an error that is not ours is raised."""
     config, printed = str(world.folder / "ephemeral.toml"), io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
         status = cli.main(["--json", "--config", config, *words])

@@ -1,4 +1,4 @@
-"""Promotions that are killed at a point, and what must be true afterwards."""
+"""Promotions that are killed at some point, and what must hold afterwards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.victims import exit_status_of
 
 
 def die_at(folder: str, port: str, what: str, point: str) -> None:
-    """Promote, or roll back, until that point."""
+    """Promote or roll back, and exit this process at a point."""
 
     def die(here: str) -> None:
         if here == point:
@@ -26,12 +26,12 @@ def die_at(folder: str, port: str, what: str, point: str) -> None:
 
 
 def killed(stage: Stage, what: str, point: str) -> None:
-    """Promote (or roll back) in another process, which dies at that point."""
+    """Promote or roll back in another process, which exits at a point."""
     assert exit_status_of(die_at, str(stage.folder), str(stage.port), what, point) == 9
 
 
 def check_promises(stage: Stage) -> str:
-    """Hold all that must never be untrue; returns who has the name."""
+    """Check what must always hold; returns the environment that has the name."""
     [address] = stage.addresses()
     holder = {V1: "v1", V2: "v2"}[address]
     assert stage.provider_state(holder)["expires"] == labels.NEVER, "production would end itself"

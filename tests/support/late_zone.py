@@ -1,4 +1,4 @@
-"""A DNS backend whose servers answer late or with what they have cached."""
+"""A DNS backend whose servers are late or lose responses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pytest_ephemeral.errors import NameChangedError
 
 
 def fake_times(pause: Callable[[float], object] = lambda _: None) -> Any:
-    """Time that passes as it is waited for."""
+    """Times with a clock that advances only by its own pauses."""
     from pytest_ephemeral.promotion.dns_polling import Times
 
     clock = [0.0]
@@ -22,7 +22,7 @@ def fake_times(pause: Callable[[float], object] = lambda _: None) -> Any:
 
 
 class Zone:
-    """A name in memory, whose servers may lag or lose answers."""
+    """A name in memory, whose servers may be late or lose responses."""
 
     def __init__(self, *, ttl: int, behind: int = 0, stuck: str = "", losing: int = 0) -> None:
         from pytest_ephemeral.promotion.dns import DnsRecord

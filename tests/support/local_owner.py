@@ -19,7 +19,7 @@ from pytest_ephemeral.providers.local.supervisor.processes import find_marked
 from support.environments import make_environment
 from support.processes import command_of
 
-#: Launches the template, shows the environment, does what the third argument says, and waits.
+#: Launches the template, prints the environment, runs the code of the third argument, and waits.
 OWNER = """
 import os, sys
 from pytest_ephemeral import models
@@ -38,7 +38,7 @@ sys.stdin.readline()
 """
 
 
-#: A daemon: forked twice, in a session of its own, its parent gone.
+#: A command with a daemon: forked twice, in its own session, without its parent.
 DAEMON = "(setsid sleep 1000 &) ; exec sleep 1000"
 
 
@@ -47,13 +47,13 @@ Own = Callable[..., tuple["subprocess.Popen[str]", Environment]]
 
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folders of this test."""
+    """Use a state folder of this test."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
 
 
 @pytest.fixture
 def own() -> Iterator[Own]:
-    """Start a process that launches an environment: it, and the environment's record before."""
+    """Start a process that launches an environment; return both, the latter as recorded before."""
     with ExitStack() as cleanup:
 
         def start(
@@ -93,7 +93,7 @@ def labelled_processes(environment: Environment) -> list[int]:
 
 
 def is_running(environment: Environment) -> bool:
-    """Whether its guard, its command and the daemon run, and no shell between them any more."""
+    """Whether its guard, its command and the daemon run, without a shell between them."""
     commands = [command_of(pid) for pid in labelled_processes(environment)]
     return len(commands) == 3 and commands.count(b"sleep\0001000\0") == 2
 

@@ -24,7 +24,7 @@ INSTALL = [
     'printf "#!/bin/sh\\necho shop" > "$PREFIX/bin/shop"; chmod +x "$PREFIX/bin/shop"',
     'seq 1000 > "$PREFIX/lib/numbers"',
 ]
-#: An install script whose every run gives other bytes.
+#: An install script whose output differs in every run.
 RANDOM = [*INSTALL, 'od -An -N8 -tx1 /dev/urandom > "$PREFIX/lib/random"']
 
 

@@ -147,7 +147,7 @@ class PluginProject:
         )
 
     def run_tests(self, *arguments: str, status: int = 0, **options: Any) -> str:
-        """Run pytest as users do, to its end: what it printed."""
+        """Run pytest as users do, and return its output."""
         process = self.spawn("--ephemeral-env", *arguments, **options)
         output: str = process.communicate(timeout=120)[0]
         assert process.returncode == status, output
@@ -199,12 +199,12 @@ class PluginProject:
         self.command("reap")
 
     def destroy_all(self) -> None:
-        """Destroy all environments of the test, with kept ones."""
+        """Destroy all environments of the test, also kept ones."""
         self.command("down", "--all")
         self.command("reap")
 
     def end_production(self) -> None:
-        """Destroy all environments, also those in production; nothing is left of them."""
+        """Destroy all environments, also those in production; check that no traces are left."""
         if ids := self.list_ids():
             self.command("down", "--production", *ids)
         assert self.clean_within(5), self.traces()

@@ -1,4 +1,4 @@
-"""Processes: run to their end, and found by their variables."""
+"""Run programs until they end, and find processes by their variables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-#: The command line, as it is installed beside this Python.
+#: The program of the command line, which is installed beside this Python.
 PROGRAM: Final = Path(sys.executable).with_name("pytest-ephemeral")
 
 
@@ -25,14 +25,14 @@ def run(
 
     Args:
         argv: The program and its arguments.
-        folder: Where it runs; by default here.
-        environ: All its environment variables; by default those of this process.
-        user: The uid and gid that it has; by default those of this process.
-        status: The exit status that it must have; None for any.
-        timeout: Seconds after which it is killed, and the test fails.
+        folder: The working directory; by default the current one.
+        environ: All environment variables; by default those of this process.
+        user: The uid and gid; by default those of this process.
+        status: The required exit status; None for any.
+        timeout: Seconds after which the program is killed, and the test fails.
 
     Returns:
-        Its exit status and what it printed.
+        The exit status and the output.
     """
     try:
         done = subprocess.run(
@@ -55,14 +55,15 @@ def run(
 
 
 def run_python(code: str) -> str:
-    """What a program prints that runs in a new Python."""
+    """Run code in a new Python, and return its output."""
     return run(sys.executable, "-c", code, timeout=60).stdout
 
 
 def with_variable(*starts: str) -> list[int]:
-    """The processes, this one aside, that have a variable that begins so: ``NAME=value``.
+    """The ids of other processes that have a variable that starts with one of the texts.
 
-    They are found by Linux's process table alone, whoever has started them.
+    A text is like ``NAME=value``. Processes are found in Linux's process table, also those
+    that other programs started.
     """
     found = []
     for entry in Path("/proc").glob("[0-9]*"):

@@ -1,4 +1,4 @@
-"""A run that publishes, and the variables of CIs."""
+"""A run that publishes, and the variables of CI systems."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ env = { KEY = "{env:SHOP_KEY}" }
 
 
 class Published:
-    """A run's environments, told of as a lifecycle tells."""
+    """The environments of a run; their events reach the publishers as from a lifecycle."""
 
     def __init__(self, folder: Path, environ: Mapping[str, str], more: str = "") -> None:
         (folder / "ephemeral.toml").write_text(more + CONFIGURATION)
@@ -59,7 +59,7 @@ class Published:
         ]
 
 
-# -- which CI --------------------------------------------------------------------------------
+# -- CI systems ------------------------------------------------------------------------------
 
 CIS = {
     "github": {

@@ -15,7 +15,7 @@ from pytest_ephemeral.providers.qemu import (
 
 @pytest.fixture(autouse=True)
 def state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A state directory of this test's own."""
+    """Use a state folder of this test, and forget cached facts about the machine."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "machine"))
     accelerators.choose.cache_clear()
     programs.version.cache_clear()

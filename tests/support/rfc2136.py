@@ -1,4 +1,4 @@
-"""BIND, a name of its zone, and records for it."""
+"""BIND for tests, with a name in its zone and records for the name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="module")
 def nameserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nameserver]:
-    """BIND, primary and secondary."""
+    """BIND's primary and secondary servers."""
     if not all(map(find_program, PROGRAMS)):
         skip_without("BIND", "apt-get install bind9 bind9-dnsutils")
     with running(tmp_path_factory.mktemp("bind")) as made:
@@ -43,13 +43,13 @@ def name() -> str:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that does not answer is not waited for long."""
+    """Shorten the time-out of servers that do not answer."""
     monkeypatch.setattr(rfc2136, "TIMEOUT", 0.4)
 
 
 @pytest.fixture
 def relay(nameserver: Nameserver, impatient: None) -> Iterator[Relay]:
-    """Something between us and BIND that can go wrong, and little patience with it."""
+    """A relay to BIND that a test can let fail, with a short time-out."""
     made = Relay("127.0.0.1", free_port("127.0.0.1"), nameserver.own_port)
     yield made
     made.stop()

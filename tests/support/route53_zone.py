@@ -1,4 +1,4 @@
-"""A zone in Route 53, and records for it."""
+"""A zone in a strict simulation of Route 53, and records for it."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def promotion(**changes: Any) -> Promotion:
 
 @pytest.fixture
 def strict() -> StrictRoute53:
-    """AWS, as it is where moto is not."""
+    """Route 53, simulated as strictly as AWS, unlike moto."""
     return StrictRoute53(ZONE)
 
 
 @pytest.fixture
 def make_backend(strict: StrictRoute53) -> Callable[..., Any]:
-    """Makes the backend of a promotion, with the strict stand-in behind it."""
+    """Make the backend of a promotion, with the strict simulation as its client."""
 
     def make(**changes: Any) -> Any:
         made: Any = dns.load(promotion(**changes), Path("/"))
@@ -66,5 +66,5 @@ def make_backend(strict: StrictRoute53) -> Callable[..., Any]:
 
 @pytest.fixture
 def backend(make_backend: Callable[..., Any]) -> Any:
-    """The backend of a plain promotion."""
+    """The backend of a promotion with default settings."""
     return make_backend()

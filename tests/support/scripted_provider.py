@@ -1,4 +1,4 @@
-"""A provider whose calls fail where a test says so, and a lifecycle that uses it."""
+"""A provider whose calls fail as a test sets them, and a lifecycle that uses it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEMPLATE = Template(name="staging", provider="scripted", env={"KEY": "{env:LIFEC
 
 
 class Scripted:
-    """A provider that keeps count of what exists, and fails where it is told to."""
+    """A provider that records its environments and calls, and fails where a test sets an error."""
 
     name = "scripted"
     forwards_ports = False
@@ -85,7 +85,7 @@ class Scripted:
 
 @pytest.fixture
 def provider(monkeypatch: pytest.MonkeyPatch) -> Scripted:
-    """The scripted provider, loaded by its name as any other."""
+    """The scripted provider, which is loaded for every name."""
     provider = Scripted()
     monkeypatch.setattr(providers, "load", lambda name: provider)
     monkeypatch.setenv("LIFECYCLE_KEY", "hunter22")

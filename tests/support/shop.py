@@ -1,4 +1,4 @@
-"""The shop of ``examples/``, in a folder of its own."""
+"""Copies of the shop of ``examples/``."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from support import processes
 
 SHOP: Final = Path(__file__).parents[2] / "examples" / "shop"
 
-#: What building and running it has made.
+#: Files that building and running the shop creates.
 _GENERATED: Final = ("dist", ".ephemeral", "__pycache__", ".pytest_cache")
 
 
 def copy_shop(folder: Path, *without: str) -> Path:
-    """Copy the example as it stands.
+    """Copy the example without generated files.
 
     Args:
-        folder: Where to; it is made.
-        without: What is left out, besides what was generated.
+        folder: The new folder.
+        without: Further names that are left out.
 
     Returns:
         The folder.
@@ -29,6 +29,6 @@ def copy_shop(folder: Path, *without: str) -> Path:
 
 
 def build_wheel(folder: Path) -> None:
-    """Build its artifact."""
+    """Build the shop's wheel in ``dist``."""
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
     processes.run(*pip, "--no-deps", "--wheel-dir", "dist", ".", folder=folder)

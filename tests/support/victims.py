@@ -14,7 +14,7 @@ _CONTEXT.set_forkserver_preload(
 
 
 def pool(number: int) -> Pool:
-    """So many processes that share nothing with this one but its environment variables."""
+    """Start processes that share only the environment variables with this one."""
     return _CONTEXT.Pool(number, _take_variables, [dict(os.environ)])
 
 
@@ -43,5 +43,5 @@ def _run(
 
 
 def _take_variables(variables: Mapping[str, str]) -> None:
-    os.environ.clear()  # it has those of when the first process was forked
+    os.environ.clear()  # they are those of the first fork
     os.environ.update(variables)

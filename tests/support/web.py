@@ -1,4 +1,4 @@
-"""Small web servers, and a client that no proxy is in the way of."""
+"""Small web servers, and a client that uses no proxy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ S = TypeVar("S", bound=socketserver.BaseServer)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One that writes no log."""
+    """A request handler that writes no log."""
 
     def answer(self, status: int, content: bytes = b"", **headers: str) -> None:
         """Send a whole response; ``_`` in a header's name is a hyphen."""
@@ -26,7 +26,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Write no log."""
 
 
 def server_of(handler: Callable[..., BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
@@ -36,7 +36,7 @@ def server_of(handler: Callable[..., BaseHTTPRequestHandler]) -> ThreadingHTTPSe
 
 @contextmanager
 def serving(server: S) -> Iterator[S]:
-    """Have a server answer in a thread, until the end of the block."""
+    """Serve in a thread until the end of the block."""
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
@@ -48,7 +48,7 @@ def serving(server: S) -> Iterator[S]:
 
 
 def get(url: str) -> str:
-    """What a server answers."""
+    """The content of a URL, requested without a proxy."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=10) as answer:
         return str(answer.read().decode())

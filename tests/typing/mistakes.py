@@ -1,4 +1,4 @@
-"""What a type checker must refuse."""
+"""Mistakes that a type checker must reject."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ right.url  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccess
 
 
 def test_invalid_uses_are_type_errors(ephemeral_env: Environment) -> None:
-    """Attributes that there are not, and arguments of other types."""
+    """Unknown attributes and arguments of wrong types are rejected."""
     ephemeral_env.adress  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]  # noqa: B018
     ephemeral_env.run("ls -l", timeout="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     ephemeral_env.url_for(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

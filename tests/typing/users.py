@@ -24,25 +24,25 @@ anything = environment_fixture()
 
 
 def pytest_ephemeral_publish_url(environment: Environment, url: str) -> None:
-    """Hooks take as many of their arguments as they like."""
+    """A hook may leave out some of its arguments."""
     print(environment.id, url)
 
 
 def pytest_ephemeral_modify_template(template: Template) -> Template | None:
-    """Templates are changed by making others."""
+    """A template is changed by making a new one."""
     return msgspec.structs.replace(template, env={**template.env, "LANGUAGE": "de"})
 
 
 @pytest.fixture
 def admin_url(shop: Environment) -> str:
-    """Another fixture over one of ours."""
+    """A fixture that uses an environment fixture."""
     return shop.url_for("admin", "/login")
 
 
 def test_an_environment_has_typed_attributes(
     ephemeral_env: Environment, ephemeral_url: str
 ) -> None:
-    """What it has, with its types."""
+    """Attributes and methods have their documented types."""
     endpoints: Mapping[str, Endpoint] = ephemeral_env.endpoints
     first: Endpoint = endpoints["http"]
     host: str = first.host
@@ -55,13 +55,13 @@ def test_an_environment_has_typed_attributes(
 
 
 def test_ephemeral_http_is_a_requests_session(ephemeral_http: requests.Session) -> None:
-    """It is what requests has."""
+    """The responses have the types of requests."""
     answer: requests.Response = ephemeral_http.get("/basket", timeout=5)
     print(answer.status_code)
 
 
 def test_errors_are_caught_by_their_base_class(ephemeral_env: Environment) -> None:
-    """By their base."""
+    """``EphemeralError`` has an exit status."""
     try:
         ephemeral_env.url_for("nothing")
     except EphemeralError as error:

@@ -1,6 +1,6 @@
-"""The browser that the shop is looked at with: the system's Chromium, not one that is downloaded.
+"""Tests with the system's Chromium, instead of a downloaded browser.
 
-Nothing here says where the shop is: ``page`` has ``base_url``, and that is the environment's URL.
+Nothing here sets the URL of the shop: ``page`` uses ``base_url``, the environment's URL.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def browser_type_launch_args(browser_type_launch_args: dict[str, Any]) -> dict[str, Any]:
-    """Root may not use Chromium's sandbox."""
+    """Use the system's Chromium; root has to disable its sandbox."""
     sandbox = [] if os.geteuid() else ["--no-sandbox"]
     chromium = os.environ["CHROMIUM"]
     return {**browser_type_launch_args, "executable_path": chromium, "args": sandbox}

@@ -1,4 +1,4 @@
-"""Somebody buys tea, with a browser."""
+"""A customer buys tea in a browser."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 
 
 def test_an_order_is_placed_and_packed(page: Page) -> None:
-    """From the shelf to the packing room; the page is found without a word about where."""
+    """The order's page has the customer and the total; no test sets the shop's URL."""
     page.goto("/")
     expect(page.get_by_role("listitem")).to_have_count(8)
     page.get_by_role("link", name=re.compile("Assam")).click()
@@ -23,7 +23,7 @@ def test_an_order_is_placed_and_packed(page: Page) -> None:
 def test_base_url_is_the_url_of_the_environment(
     page: Page, base_url: str, ephemeral_url: str
 ) -> None:
-    """Its own address of this machine."""
+    """The environment has its own address on this machine."""
     assert base_url == ephemeral_url
     page.goto("healthz")
     assert page.url == f"{ephemeral_url}healthz"
@@ -32,6 +32,6 @@ def test_base_url_is_the_url_of_the_environment(
 
 @pytest.mark.ephemeral_env("staging-german")
 def test_another_template_has_another_url(page: Page, ephemeral_env_module) -> None:
-    """A test that names another template goes there by itself."""
+    """The marker selects the template of the environment."""
     page.goto(ephemeral_env_module.url)
     expect(page).to_have_title(re.compile("Der Teeschrank"))
