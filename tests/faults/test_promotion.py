@@ -232,7 +232,7 @@ def test_a_wrong_clock_ends_no_production(stage: Stage, hours: int) -> None:
     assert check_promises(stage) == "v1"
 
 
-def test_an_interrupt_before_the_switch_undoes_the_promotion(stage: Stage) -> None:
+def test_an_interrupt_before_the_verification_undoes_the_promotion(stage: Stage) -> None:
     """Ctrl-C undoes all steps that were done."""
 
     def interrupt(point: str) -> None:

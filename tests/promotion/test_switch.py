@@ -278,6 +278,7 @@ def test_history_has_the_person_the_image_and_the_time(stage: Stage) -> None:
     assert second.before is not None
     assert second.before.environment == "v1"
     assert "@" in second.by
+    assert first.started_at < second.started_at <= datetime.now(UTC)
     assert isinstance(second.target.image, ImageReference)
 
 
