@@ -82,18 +82,19 @@ def test_each_kind_of_termination_failure_is_reported(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     """The instance is protected, reported as missing although visible, or in a wrong state."""
-    for module in (removal, removal_steps):
-        monkeypatch.setattr(module, "UNSEEN", 0.5)
-        monkeypatch.setattr(module, "ENDING", 0.5)
     bench.bake()
     environment = bench.lifecycle.bring_up(bench.template()).environment
     bench.account.fault("TerminateInstances", code, times=99)
     instance = environment.handle["instances"]
-    with pytest.raises(DestroyError, match=f"the instances {instance} have not ended"):
-        bench.lifecycle.destroy(environment)
-    assert instance in bench.ledger.get(environment.id).problem
-    (why,) = removal.remove(bench.account.ec2, [environment.id]).values()
-    assert f"the instances {instance} have not ended" in str(why)
+    with monkeypatch.context() as patch:
+        for module in (removal, removal_steps):
+            patch.setattr(module, "UNSEEN", 0.5)
+            patch.setattr(module, "ENDING", 0.5)
+        with pytest.raises(DestroyError, match=f"the instances {instance} have not ended"):
+            bench.lifecycle.destroy(environment)
+        assert instance in bench.ledger.get(environment.id).problem
+        (why,) = removal.remove(bench.account.ec2, [environment.id]).values()
+        assert f"the instances {instance} have not ended" in str(why)
     bench.account.tell("faults")
     bench.lifecycle.destroy(environment)
     assert bench.account.left() == []
