@@ -118,7 +118,7 @@ class ProviderConformance(ProviderFixtures):
         environment = launch("crash")
         until(lambda: provider.status(environment).state == "exited")
         assert "status 3" in provider.status(environment).detail
-        assert "no database" in provider.logs(environment)
+        until(lambda: "no database" in provider.logs(environment))  # consoles are late
 
     def test_a_crash_after_startup_is_reported(
         self, launch: Launcher, provider: Any, bench: Bench
@@ -314,7 +314,7 @@ class ProviderConformance(ProviderFixtures):
         _, environment = owner()
         assert until(lambda: get(environment)) == "hello"
         assert provider.status(environment).state == "running"
-        assert "started" in environment.logs()
+        until(lambda: "started" in environment.logs())  # consoles are late
         assert environment.run(["echo", "hi"]).stdout == "hi\n"
         provider.destroy(environment)
         assert bench.traces(environment) == []

@@ -5,6 +5,7 @@ Each test process owns a range by an abstract socket, which ends with the proces
 
 from __future__ import annotations
 
+import atexit
 import re
 import subprocess
 from collections.abc import Iterator
@@ -15,9 +16,6 @@ from typing import Final
 
 #: The second octets of the ranges to choose from; the first octet is 10.
 _RANGES: Final = range(128, 224)
-
-#: The sockets by which this process owns ranges.
-_OWNED: Final[list[socket]] = []
 
 #: A rule of Podman that redirects a port to a container; the container's range.
 _REDIRECTION: Final = re.compile(r"-A (NETAVARK-DN-.* --to-destination 10\.(\d+)\..*)")
@@ -37,7 +35,7 @@ def own_range() -> str:
     for number in _RANGES:
         with _owned(number) as owned:
             if owned and f"10.{number}." not in routes:
-                _OWNED.append(owned.dup())
+                atexit.register(owned.dup().close)
                 return f"10.{number}"
     raise RuntimeError("no range of addresses is free for the networks of tests")
 
