@@ -57,12 +57,16 @@ def add_to(commands: Subcommands) -> None:
     rolling = add_command(
         commands, "rollback", rollback, "make the previous environment production again"
     )
-    rolling.add_argument("name", metavar="NAME", help="which [promotion.NAME]: production")
+    _add_name(rolling)
     _accept(rolling)
     telling = add_command(
         commands, "history", history, "list promotions: when, what, by whom, approved by whom"
     )
-    telling.add_argument("name", metavar="NAME", help="which [promotion.NAME]: production")
+    _add_name(telling)
+
+
+def _add_name(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NAME", help="which [promotion.NAME]: production")
 
 
 def _accept(parser: Parser) -> None:

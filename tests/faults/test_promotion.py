@@ -22,7 +22,7 @@ from pytest_ephemeral.promotion import journal
 from pytest_ephemeral.promotion.dns_polling import Times
 from pytest_ephemeral.promotion.journal import Journal
 from support import web
-from support.killed_promotions import check_promises, killed
+from support.killed_promotions import check_promises, kill_at
 from support.promotion import V1, V2, Site, Stage, make_stage, served, stage
 from support.waiting import until
 
@@ -65,7 +65,7 @@ def test_the_kill_points_are_complete(stage: Stage) -> None:
 @pytest.mark.parametrize("point", POINTS)
 def test_running_a_killed_promotion_again_finishes_it(stage: Stage, point: str) -> None:
     """The same command finishes it, at whatever point it was killed."""
-    killed(stage, "v2", point)
+    kill_at(stage, "v2", point)
     check_promises(stage)
 
     stage.promoter().promote("v2")
@@ -84,7 +84,7 @@ def test_running_a_killed_promotion_again_finishes_it(stage: Stage, point: str) 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_rollback_undoes_a_killed_promotion(stage: Stage, point: str) -> None:
     """v1 is production, and v2 has an expiry."""
-    killed(stage, "v2", point)
+    kill_at(stage, "v2", point)
 
     stage.promoter().rollback()
 
@@ -100,7 +100,7 @@ def test_a_killed_undo_is_finished_by_running_it_again(
 ) -> None:
     """The same command finishes the undo, and reports its cause."""
     served["v2"].refuses = stage.when_live("v2")
-    killed(stage, "v2", point)
+    kill_at(stage, "v2", point)
     served["v2"].refuses = lambda _: False  # the earlier failure still counts
 
     with pytest.raises(PromotionError, match="503"):
@@ -116,7 +116,7 @@ def test_a_killed_undo_is_finished_by_running_it_again(
 def test_running_a_killed_rollback_again_finishes_it(stage: Stage, point: str) -> None:
     """The same command finishes it, as with a promotion."""
     stage.promoter().promote("v2")
-    killed(stage, "rollback", point)
+    kill_at(stage, "rollback", point)
     check_promises(stage)
 
     stage.promoter().rollback()
@@ -127,7 +127,7 @@ def test_running_a_killed_rollback_again_finishes_it(stage: Stage, point: str) -
 
 def test_an_unfinished_promotion_blocks_another_environment(stage: Stage) -> None:
     """The error has the command that finishes the unfinished promotion."""
-    killed(stage, "v2", "switch: moved")
+    kill_at(stage, "v2", "switch: moved")
     stage.add("v3", "127.77.0.3")
 
     with pytest.raises(PromotionError, match="promote v2 --to production"):

@@ -11,7 +11,7 @@ from pytest_ephemeral.errors import PromotionError, SupersededError
 from pytest_ephemeral.promotion import journal
 from pytest_ephemeral.promotion.dns_polling import Times
 from pytest_ephemeral.promotion.journal import Journal
-from support.killed_promotions import check_promises, killed
+from support.killed_promotions import check_promises, kill_at
 from support.promotion import Stage, make_stage, served, stage
 
 __all__ = ["make_stage", "served", "stage"]
@@ -25,7 +25,7 @@ def _assign_to_another_machine(stage: Stage) -> None:
 
 def test_a_live_process_of_another_machine_is_left_alone(stage: Stage) -> None:
     """Its heartbeats show that it lives, by no clock but that of the waiting process."""
-    killed(stage, "v2", "switch: begun")
+    kill_at(stage, "v2", "switch: begun")
     _assign_to_another_machine(stage)
     other = Journal(stage.project.store, "production")
 
@@ -39,7 +39,7 @@ def test_a_live_process_of_another_machine_is_left_alone(stage: Stage) -> None:
 
 def test_a_silent_process_of_another_machine_is_replaced(stage: Stage) -> None:
     """It is replaced after a period without a heartbeat."""
-    killed(stage, "v2", "switch: begun")
+    kill_at(stage, "v2", "switch: begun")
     _assign_to_another_machine(stage)
     watched: list[float] = []
 
@@ -51,7 +51,7 @@ def test_a_silent_process_of_another_machine_is_replaced(stage: Stage) -> None:
 
 def test_a_resumed_promotion_undoes_its_switch(stage: Stage) -> None:
     """A suspended promotion, rolled back meanwhile, moves the name and then moves it back."""
-    killed(stage, "v2", "switch: begun")
+    kill_at(stage, "v2", "switch: begun")
     suspended = stage.promoter()
     mine = suspended._journal()
     real = suspended.backend.swap

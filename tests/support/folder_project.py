@@ -14,7 +14,8 @@ from support import entry_points, processes
 from support.plugin_project import PluginProject, end, make_project
 from support.waiting import eventually
 
-HERE = Path(__file__).parents[1] / "faults"
+#: The folder of ``third_party.py``, whose provider runs in child processes.
+THIRD_PARTY = Path(__file__).parents[1] / "faults"
 
 
 CONFIGURATION = """
@@ -84,7 +85,7 @@ def project(
     """A project with the third party's provider, installed for every child process."""
     site = tmp_path / "site"
     entry_points.register(site, "providers", "folders = third_party:FolderProvider")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(HERE)]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(THIRD_PARTY)]))
     monkeypatch.setenv("FOLDERS", str(tmp_path / "folders"))
     # SIGQUIT would write all the memory of a pytest to disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

@@ -25,7 +25,7 @@ def die_at(folder: str, port: str, what: str, point: str) -> None:
     promoter.rollback() if what == "rollback" else promoter.promote(what)
 
 
-def killed(stage: Stage, what: str, point: str) -> None:
+def kill_at(stage: Stage, what: str, point: str) -> None:
     """Promote or roll back in another process, which exits at a point."""
     assert exit_status_of(die_at, str(stage.folder), str(stage.port), what, point) == 9
 

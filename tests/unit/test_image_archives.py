@@ -15,7 +15,7 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.providers.local import tree
 from support.machines import Machine
-from support.wheels import wheel
+from support.wheels import write_wheel
 
 # -- on another machine --------------------------------------------------------------------
 
@@ -33,13 +33,13 @@ def test_another_machine_fetches_the_image_from_the_store(here):
 
 def test_mode_never_reports_the_missing_image(here):
     """The error has the input that differs, and the command to run."""
-    wheel(here)
+    write_wheel(here)
     with pytest.raises(
         ImageMissingError, match=r"No image of that name.*pytest-ephemeral bake shop"
     ):
         here.obtain("never", artifact="dist/*.whl")
     here.obtain(artifact="dist/*.whl")
-    wheel(here, b"another")
+    write_wheel(here, b"another")
     with pytest.raises(ImageMissingError, match=r"artifact: sha256:\w+… before, sha256:\w+… now"):
         here.obtain("never", artifact="dist/*.whl")
 

@@ -16,7 +16,7 @@ from pytest_ephemeral.errors import (
 from pytest_ephemeral.providers.local import archive, guard, prefix, tree
 from pytest_ephemeral.providers.local.prefix import Prefix, share
 from support.machines import INSTALL, Machine
-from support.wheels import wheel
+from support.wheels import write_wheel
 
 # -- baking --------------------------------------------------------------------------------
 
@@ -36,7 +36,7 @@ def test_an_image_is_baked_once(here):
 
 def test_the_key_depends_on_the_inputs(here):
     """Script, artifact and variables count; the name and the verify commands do not."""
-    wheel(here)
+    write_wheel(here)
     keys = [
         here.images.key(here.recipe(**changed))
         for changed in (
@@ -48,13 +48,13 @@ def test_the_key_depends_on_the_inputs(here):
     ]
     assert len(set(keys)) == 4
     assert here.images.key(here.recipe(name="other", verify=["true"])) == keys[0]
-    wheel(here, b"another")
+    write_wheel(here, b"another")
     assert here.images.key(here.recipe(artifact="dist/*.whl")) not in keys
 
 
 def test_install_script_content_is_part_of_the_key(here):
     """A script runs without an executable bit, in an empty folder, with PREFIX and ARTIFACT."""
-    wheel(here)
+    write_wheel(here)
     script = here.folder / "install.sh"
     script.write_text('pwd > "$PREFIX/pwd"; ls -A > "$PREFIX/ls"; cp "$ARTIFACT" "$PREFIX"\n')
     image = here.obtain(install="install.sh", artifact="dist/*.whl")
